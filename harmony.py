@@ -1,0 +1,336 @@
+"""Harmony: the messages of a conversation as the token ids gpt-oss was trained on, and the model's ids as messages.
+
+A message is a header and a content between special tokens. Below, each box is one special token; what is between
+boxes is ordinary text, encoded piece by piece, so that no text can ever turn into a special token:
+
+    [start] assistant to=functions.weather [channel] commentary _ [constrain] json [message] {"city":"Oslo"} [call]
+            role      recipient            channel              content type             content             stop
+
+    [start]  opens every message                [end]     closes a message
+    [channel] comes before the channel's name   [call]    closes a call of a tool (there is a recipient)
+    [message] ends the header                   [return]  closes the model's last message: it hands over
+
+Role and stop are always there, the rest if it applies. Everything that can go wrong here goes wrong silently: one
+token other than in training, and the model is a little worse. So `render` is equal token for token to openai-harmony
+0.0.8, the Rust library gpt-oss was published with, oddities included, and the tests hold the two side by side.
+
+This file is pure text and ids: it refuses to know a model, and to repair what a model wrote (see chat.py for that).
+Format: https://cookbook.openai.com/articles/openai-harmony
+"""
+import json
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+from tokenizer import Tokenizer, TokenizerError
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+class HarmonyError(ValueError):
+    """A conversation that cannot be rendered, or tokens that do not form messages."""
+
+
+# ---- What a conversation is made of ------------------------------------------------------------------------------
+
+@dataclass
+class Function:
+    """A tool the model may call: `parameters` is a JSON schema of its one argument, an object; None: no argument."""
+    name: str
+    description: str
+    parameters: dict | None = None
+
+
+@dataclass
+class Namespace:
+    """Tools that are called as `name.function`. A developer's own go into the namespace "functions"."""
+    name: str
+    description: str | None = None
+    functions: list[Function] | tuple[Function, ...] = ()
+
+
+@dataclass
+class SystemContent:
+    """The system message: who the model is, how hard it thinks, where it may write. A None leaves the line out."""
+    model_identity: str | None = "You are ChatGPT, a large language model trained by OpenAI."
+    reasoning_effort: str | None = "medium"  # low, medium or high
+    conversation_start_date: str | None = None
+    knowledge_cutoff: str | None = "2024-06"
+    valid_channels: list[str] | tuple[str, ...] | None = ("analysis", "commentary", "final")
+    channel_required: bool = True
+    tools: list[Namespace] | tuple[Namespace, ...] = ()  # built-in ones: BROWSER, PYTHON
+
+
+@dataclass
+class DeveloperContent:
+    """The developer message: what other formats call the system prompt, and the developer's own tools."""
+    instructions: str | None = None
+    tools: list[Namespace] | tuple[Namespace, ...] = ()
+
+
+@dataclass
+class Message:
+    """One message. `name`: the author's, for role "tool" that of the tool (`functions.weather`)."""
+    role: str
+    content: str | list[str | SystemContent | DeveloperContent]
+    _: KW_ONLY
+    name: str | None = None
+    channel: str | None = None
+    recipient: str | None = None
+    content_type: str | None = None
+
+
+# ---- Rendering: the texts of the system and developer messages ---------------------------------------------------
+
+def _sections(*sections: str | None) -> str:
+    return "\n\n".join(section for section in sections if section is not None)
+
+
+def _system_text(system: SystemContent, functions_offered: bool) -> str:
+    channels = None
+    if system.valid_channels:
+        channels = f"# Valid channels: {', '.join(system.valid_channels)}."
+        if system.channel_required:
+            channels += " Channel must be included for every message."
+        if functions_offered:
+            channels += "\nCalls to these tools must go to the commentary channel: 'functions'."
+    lines = [label + value for label, value in [("", system.model_identity),
+                                                ("Knowledge cutoff: ", system.knowledge_cutoff),
+                                                ("Current date: ", system.conversation_start_date)]
+             if value is not None]
+    return _sections("\n".join(lines) if lines else None,
+                     f"Reasoning: {system.reasoning_effort}" if system.reasoning_effort is not None else None,
+                     _tools_text(system.tools), channels)
+
+
+def _developer_text(developer: DeveloperContent) -> str:
+    return _sections("# Instructions" if developer.instructions is not None else None, developer.instructions,
+                     _tools_text(developer.tools))
+
+
+def _tools_text(namespaces) -> str | None:
+    """The section `# Tools`: each function as a TypeScript type, which is how the model was shown tools."""
+    blocks = []
+    for _, namespace in sorted({namespace.name: namespace for namespace in namespaces or ()}.items()):
+        name, functions = namespace.name, namespace.functions
+        lines = [f"## {name}\n"]
+        lines += [("// " if functions else "") + line for line in _lines(namespace.description)]
+        if functions:
+            lines.append(f"namespace {name} {{\n")
+            for function in functions:
+                lines += ["// " + line for line in _lines(function.description)]
+                argument = "" if function.parameters is None else f"_: {_typescript(_as_json(function.parameters))}"
+                lines.append(f"type {function.name} = ({argument}) => any;\n")
+            lines.append(f"}} // namespace {name}")
+        blocks.append("\n".join(lines))
+    return _sections("# Tools", *blocks) if blocks else None
+
+
+def _lines(text: str | None) -> list[str]:
+    """Lines as Rust counts them: str.splitlines would also split at form feeds, U+2028 and lone carriage returns."""
+    return text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else []
+
+
+# ---- Rendering: a JSON schema as a TypeScript type ---------------------------------------------------------------
+
+def _typescript(schema: Any, indent: str = "") -> str:
+    """The type that `schema` describes. What has no rule here (anyOf, $ref, const, pattern ...) is `any`."""
+    if not isinstance(schema, dict):
+        return "any"
+    kind = schema.get("type")
+    if isinstance(schema.get("oneOf"), list):
+        return "".join(f"\n{indent} | {_nullable(variant, indent + '   ')}{_remark(variant, quoted=True)}"
+                       for variant in schema["oneOf"])
+    if isinstance(kind, list):
+        names = ["number" if name == "integer" else name for name in kind if isinstance(name, str)]
+        return " | ".join(names) or "any"
+    if kind == "object":
+        return _object(schema, indent)
+    if kind == "array":
+        return f"{_typescript(schema['items'], indent)}[]" if "items" in schema else "Array<any>"
+    if kind == "string" and isinstance(schema.get("enum"), list):
+        return " | ".join(f'"{value}"' for value in schema["enum"] if isinstance(value, str)) or "string"
+    return {"string": "string", "number": "number", "integer": "number", "boolean": "boolean"}.get(kind, "any") \
+        if isinstance(kind, str) else "any"
+
+
+def _object(schema: dict, indent: str) -> str:
+    out = f"{indent}// {schema['description']}\n" if isinstance(schema.get("description"), str) else ""
+    properties = schema.get("properties")
+    required = schema.get("required")
+    out += "{\n"
+    for key, value in (properties.items() if isinstance(properties, dict) else ()):
+        optional = "" if isinstance(required, list) and key in required else "?"
+        out += _property(key + optional, value if isinstance(value, dict) else {}, indent)
+    return out + indent + "}"
+
+
+def _property(key: str, schema: dict, indent: str) -> str:
+    title, examples, description = (schema.get(name) for name in ("title", "examples", "description"))
+    variants = schema.get("oneOf")
+    out = f"{indent}// {title}\n{indent}//\n" if isinstance(title, str) else ""
+    if isinstance(description, str) and "oneOf" not in schema:
+        out += f"{indent}// {description}\n"
+    if isinstance(examples, list) and examples:
+        out += f"{indent}// Examples:\n"
+        out += "".join(f'{indent}// - "{example}"\n' for example in examples if isinstance(example, str))
+    if not isinstance(variants, list):
+        default = f" // default: {_default(schema)}" if "default" in schema and "oneOf" not in schema else ""
+        return f"{out}{indent}{key}: {_nullable(schema, indent + '    ')},{default}\n"
+
+    first = variants[0].get("description") if variants and isinstance(variants[0], dict) else None
+    above = isinstance(description, str) and description != first
+    if above:
+        out += f"{indent}// {description}\n"
+    if "default" in schema:
+        out += f"{indent}// default: {_default(schema)}\n"
+    out += f"{indent}{key}:\n"
+    for n, variant in enumerate(variants):
+        remark = _remark(variant, skip=(n == 0 and above, description))
+        out += f"{indent} | {_nullable(variant, indent + '   ')}{remark}\n"
+    return out + f"{indent},\n"
+
+
+def _nullable(schema: Any, indent: str) -> str:
+    type_ = _typescript(schema, indent)
+    if isinstance(schema, dict) and schema.get("nullable") is True and "null" not in type_:
+        type_ += " | null"
+    return type_
+
+
+def _remark(variant: Any, quoted: bool = False, skip=(False, None)) -> str:
+    """The comment behind one variant of a oneOf: its description, unless said before, and its default."""
+    if not isinstance(variant, dict):
+        return ""
+    remarks = []
+    description = variant.get("description")
+    if isinstance(description, str) and not skip[0] and description != skip[1]:
+        remarks.append(description)
+    if "default" in variant:
+        remarks.append(f"default: {_default(variant, quoted)}")
+    return f" // {' '.join(remarks)}" if remarks else ""
+
+
+def _default(schema: dict, quoted: bool = False) -> str:
+    value = schema["default"]
+    if isinstance(value, str) and not schema.get("enum"):
+        return f'"{value}"'
+    if isinstance(value, str) and not quoted:
+        return value
+    return _json(value)
+
+
+def _json(value: Any) -> str:
+    """Compact JSON as Rust's serde_json writes it: json.dumps, but for floats."""
+    if isinstance(value, float):
+        mantissa, _, exponent = repr(value).partition("e")
+        if exponent == "-05":  # Python begins the exponents here, Rust one decimal place later
+            sign, digits = ("-", mantissa[1:]) if mantissa[0] == "-" else ("", mantissa)
+            return f"{sign}0.0000{digits.replace('.', '')}"
+        return f"{mantissa}e{int(exponent)}" if exponent else mantissa
+    if isinstance(value, list):
+        return f"[{','.join(map(_json, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{_json(key)}:{_json(item)}' for key, item in value.items())}}}"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _as_json(parameters: Any) -> Any:
+    """`parameters` after a trip through JSON: checked, tuples as lists, and integers beyond 64 bits as floats."""
+    def integer(digits: str) -> int | float:
+        return int(digits) if -2**63 <= int(digits) < 2**64 else float(digits)
+    try:
+        return json.loads(json.dumps(parameters, allow_nan=False), parse_int=integer)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise HarmonyError(f"parameters: expected a JSON schema, found {error}") from None
+
+
+# ---- Rendering: messages -----------------------------------------------------------------------------------------
+
+def render(messages: list[Message], tokenizer: Tokenizer, *, next_role: str | None = "assistant",
+           drop_analysis: bool = True, training: bool = False) -> list[int]:
+    """The token ids of a conversation, up to where the next message, by `next_role`, has to be written.
+
+    next_role=None ends with the last message. training=True does too, and closes a last message on channel final with
+    <|return|>, the token by which the model is to hand over. drop_analysis: leave out thoughts that led to an answer
+    already given (see `_without_old_analysis`). Raises HarmonyError."""
+    messages = list(messages)
+    for message in messages:
+        _check(message)
+    functions_offered = any(namespace.name == "functions" and namespace.functions for message in messages
+                            for part in _parts(message) if isinstance(part, DeveloperContent)
+                            for namespace in {n.name: n for n in part.tools or ()}.values())
+    ids = []
+    try:
+        for message in _without_old_analysis(messages) if drop_analysis else messages:
+            ids += _render_message(message, tokenizer, functions_offered)
+        special = tokenizer.special_tokens
+        if training:
+            if messages and messages[-1].role == "assistant" and messages[-1].channel == "final":
+                ids[-1] = special["<|return|>"]
+        elif next_role is not None:
+            if next_role not in ROLES:
+                raise HarmonyError(f"next_role: expected one of {', '.join(ROLES)} or None, found {next_role!r}")
+            ids += [special["<|start|>"], *tokenizer.encode(next_role)]
+    except TokenizerError as error:
+        raise HarmonyError(str(error)) from None
+    return ids
+
+
+def _without_old_analysis(messages: list[Message]) -> list[Message]:
+    """Drops what was thought, called and fetched on channel analysis before the first final answer.
+
+    Only once the last word of the assistant is a final answer; while it works on a tool's results, it sees all of its
+    thoughts. (OpenAI's guide drops the analysis of every finished turn; this is what the library does.)"""
+    last = next((m for m in reversed(messages) if m.role == "assistant"), None)
+    if last is None or last.channel != "final":
+        return messages
+    first_final = next(n for n, m in enumerate(messages) if m.channel == "final")
+    return [m for n, m in enumerate(messages) if n >= first_final or m.channel != "analysis"]
+
+
+def _render_message(message: Message, tokenizer: Tokenizer, functions_offered: bool) -> list[int]:
+    special, encode = tokenizer.special_tokens, tokenizer.encode
+    ids = [special["<|start|>"]]
+    ids += encode(message.name if message.role == "tool" else message.role)
+    if message.name is not None and message.role != "tool":
+        ids += encode(f":{message.name}")
+    if message.recipient is not None and message.recipient != "all":
+        ids += encode(f" to={message.recipient}")
+    if message.channel is not None:
+        ids += [special["<|channel|>"], *encode(message.channel)]
+    if message.content_type is not None:
+        if message.content_type.startswith("<|constrain|>"):
+            ids += [*encode(" "), special["<|constrain|>"], *encode(message.content_type.removeprefix("<|constrain|>"))]
+        else:
+            ids += encode(f" {message.content_type}")
+    ids.append(special["<|message|>"])
+    for part in _parts(message):
+        if isinstance(part, SystemContent):
+            part = _system_text(part, functions_offered)
+        elif isinstance(part, DeveloperContent):
+            part = _developer_text(part)
+        ids += encode(part)
+    is_call = message.role == "assistant" and message.recipient is not None
+    return [*ids, special["<|call|>" if is_call else "<|end|>"]]
+
+
+def _parts(message: Message) -> list:
+    return [message.content] if isinstance(message.content, str) else list(message.content)
+
+
+def _check(message: Message) -> None:
+    """Refuses with one sentence what cannot be a message."""
+    def need(ok: bool, what: str, found: Any) -> None:
+        if not ok:
+            raise HarmonyError(f"{what}, found {found!r}")
+
+    need(isinstance(message, Message), "messages: expected Message objects", message)
+    need(message.role in ROLES, f"role: expected one of {', '.join(ROLES)}", message.role)
+    need(message.role != "tool" or message.name is not None, "name: expected a name with role tool", message.name)
+    for part in _parts(message):
+        need(isinstance(part, str | SystemContent | DeveloperContent),
+             "content: expected a str or a list of str, SystemContent and DeveloperContent", part)
+        need(not isinstance(part, SystemContent) or message.role == "system",
+             "SystemContent: expected in a message of role system", message.role)
+        need(not isinstance(part, DeveloperContent) or message.role == "developer",
+             "DeveloperContent: expected in a message of role developer", message.role)
