@@ -79,6 +79,46 @@ class Message:
     content_type: str | None = None
 
 
+# The tools that gpt-oss was trained with, in the words it was trained on. They are offered in the system message.
+BROWSER = Namespace("browser", """Tool for browsing.
+The `cursor` appears in brackets before each browsing display: `[{cursor}]`.
+Cite information from the tool using the following format:
+`【{cursor}†L{line_start}(-L{line_end})?】`, for example: `【6†L9-L11】` or `【8†L3】`.
+Do not quote more than 10 words directly from the tool output.
+sources=web (default: web)""", (
+    Function("search", "Searches for information related to `query` and displays `topn` results.", {
+        "type": "object",
+        "properties": {"query": {"type": "string"}, "topn": {"type": "number", "default": 10},
+                       "source": {"type": "string"}},
+        "required": ["query"]}),
+    Function("open", """\
+Opens the link `id` from the page indicated by `cursor` starting at line number `loc`, showing `num_lines` lines.
+Valid link ids are displayed with the formatting: `【{id}†.*】`.
+If `cursor` is not provided, the most recent page is implied.
+If `id` is a string, it is treated as a fully qualified URL associated with `source`.
+If `loc` is not provided, the viewport will be positioned at the beginning of the document or centered on the most \
+relevant passage, if available.
+Use this function without `id` to scroll to a new location of an opened page.""", {
+        "type": "object",
+        "properties": {"id": {"type": ["number", "string"], "default": -1}, "cursor": {"type": "number", "default": -1},
+                       "loc": {"type": "number", "default": -1}, "num_lines": {"type": "number", "default": -1},
+                       "view_source": {"type": "boolean", "default": False}, "source": {"type": "string"}}}),
+    Function("find", "Finds exact matches of `pattern` in the current page, or the page given by `cursor`.", {
+        "type": "object",
+        "properties": {"pattern": {"type": "string"}, "cursor": {"type": "number", "default": -1}},
+        "required": ["pattern"]}),
+))
+PYTHON = Namespace("python", """\
+Use this tool to execute Python code in your chain of thought. The code will not be shown to the user. This tool \
+should be used for internal reasoning, but not for code that is intended to be visible to the user (e.g. when \
+creating plots, tables, or files).
+
+When you send a message containing Python code to python, it will be executed in a stateful Jupyter notebook \
+environment. python will respond with the output of the execution or time out after 120.0 seconds. The drive at \
+'/mnt/data' can be used to save and persist user files. Internet access for this session is UNKNOWN. Depends on the \
+cluster.""")
+
+
 # ---- Rendering: the texts of the system and developer messages ---------------------------------------------------
 
 def _sections(*sections: str | None) -> str:
@@ -235,13 +275,31 @@ def _json(value: Any) -> str:
 
 
 def _as_json(parameters: Any) -> Any:
-    """`parameters` after a trip through JSON: checked, tuples as lists, and integers beyond 64 bits as floats."""
-    def integer(digits: str) -> int | float:
-        return int(digits) if -2**63 <= int(digits) < 2**64 else float(digits)
+    """`parameters` after a trip through JSON text, as they reach the library: checked, tuples as lists, and numbers
+    as serde_json reads them."""
     try:
-        return json.loads(json.dumps(parameters, allow_nan=False), parse_int=integer)
+        return json.loads(json.dumps(parameters, allow_nan=False), parse_int=_number, parse_float=_number)
     except (TypeError, ValueError, RecursionError) as error:
         raise HarmonyError(f"parameters: expected a JSON schema, found {error}") from None
+
+
+def _number(text: str) -> int | float:
+    """Integers of 64 bits stay whole; all else takes serde_json's short way to a float, which may miss the nearest one
+    by a unit or two in the last place: at most 64 bits of digits, times or over one power of ten."""
+    mantissa, _, exponent = text.partition("e")
+    whole, _, fraction = mantissa.partition(".")
+    digits, exponent = abs(int(whole + fraction)), int(exponent or 0) - len(fraction)
+    if whole == text and -2**63 <= int(text) < 2**64:
+        return int(text)
+    while digits >= 2**64:
+        digits, exponent = digits // 10, exponent + 1
+    value = float(digits)
+    if exponent < -308:
+        value, exponent = value / 1e308, exponent + 308
+    value = value * float(f"1e{exponent}") if exponent >= 0 else value / float(f"1e{-exponent}")
+    if value == float("inf"):
+        raise ValueError(f"a number beyond 64-bit floats, {text[:20]}")
+    return -value if text.startswith("-") else value
 
 
 # ---- Rendering: messages -----------------------------------------------------------------------------------------
