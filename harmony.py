@@ -18,7 +18,11 @@ This file is pure text and ids: it refuses to know a model, and to repair what a
 Format: https://cookbook.openai.com/articles/openai-harmony
 """
 import json
+import re
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
+from numbers import Integral
 from typing import Any
 
 from tokenizer import Tokenizer, TokenizerError
@@ -392,3 +396,227 @@ def _check(message: Message) -> None:
              "SystemContent: expected in a message of role system", message.role)
         need(not isinstance(part, DeveloperContent) or message.role == "developer",
              "DeveloperContent: expected in a message of role developer", message.role)
+
+
+# ---- Parsing -----------------------------------------------------------------------------------------------------
+
+_WHITE_SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # Rust's; str.strip takes more
+
+
+class StreamParser:
+    """Messages out of tokens, one token at a time, so that a reply can be shown while it is being written.
+
+                     [start]             [message]
+        ExpectStart ---------> Header --------------> Content --+
+             ^                   | [end], [return],      |  ^    | any other token:
+             |                   | [call]: lenient only  |  +----+ its text
+             +-------------------+-----------------------+
+                                   [end], [return], [call], or finish()
+
+    role: the first message's, if its header was cut short because the prompt already has "[start]role"; the parser
+    then begins in Header. strict=False saves a reply that stops before [message]. After a HarmonyError the parser can
+    be fed further. Time and memory are linear in the number of tokens.
+
+    `state`, `messages` (the finished ones), `last_content_delta` (the text the last token completed, None if none),
+    and, of the message being read, `current_content`, `current_role`, `current_channel`, `current_recipient`,
+    `current_content_type`."""
+
+    def __init__(self, tokenizer: Tokenizer, role: str | None = None, strict: bool = True):
+        if role is not None and role not in ROLES:
+            raise HarmonyError(f"role: expected one of {', '.join(ROLES)} or None, found {role!r}")
+        self._tokenizer, self._strict = tokenizer, strict
+        special = tokenizer.special_tokens
+        self._start, self._message = special["<|start|>"], special["<|message|>"]
+        self._stops = {special["<|return|>"], special["<|end|>"], special["<|call|>"]}
+        self.messages: list[Message] = []
+        self.last_content_delta: str | None = None
+        self._next_role = role  # holds until a header has been read
+        self._expect_start() if role is None else self._begin_header()
+
+    # The three states and the ways into them.
+
+    def _expect_start(self) -> None:
+        self.state, self._header, self._current, self._content = "ExpectStart", [], None, []
+
+    def _begin_header(self) -> None:
+        self._expect_start()
+        self.state = "Header"
+
+    def _begin_content(self) -> None:
+        header, role = self._header, self._next_role
+        self._expect_start()  # for the case that the header is refused
+        self._current = _parse_header(self._decode_header(header), role)
+        self.state, self._next_role = "Content", None
+        self._bytes, self._held, self._blocked = b"", deque(), False
+
+    def feed(self, token: int) -> None:
+        """Reads one token. Raises HarmonyError where no message can continue with it."""
+        if not isinstance(token, Integral) or not 0 <= token < 2**32:
+            raise HarmonyError(f"feed: expected a token id, found {token!r}")
+        if self.state == "ExpectStart":
+            if token != self._start:
+                raise HarmonyError(f"expected the start of a message (token {self._start}), found token {token}")
+            self._begin_header()
+        elif self.state == "Header":
+            if token == self._message:
+                self._begin_content()
+            elif token in self._stops and not self._strict:
+                self._save_header()
+            else:
+                self._header.append(token)
+        elif token in self._stops:
+            self._end_message()
+        else:
+            self._read_content(token)
+
+    def finish(self) -> None:
+        """The end of the stream: completes a message that has no stop token. Raises HarmonyError inside a header."""
+        if self.state == "Header":
+            raise HarmonyError("expected the header of a message to end, found the end of the tokens")
+        if self.state == "Content":
+            self._end_message()
+
+    def _read_content(self, token: int) -> None:
+        """Text appears when its bytes are complete. Of several broken sequences in one token, each waits for one more
+        token. A token of no known bytes holds up everything to the end of the message."""
+        try:
+            data = self._tokenizer.decode_bytes([token])
+        except TokenizerError:
+            self._blocked = True
+        if self._blocked:
+            self.last_content_delta = None
+            return
+        pieces, self._bytes = _decode(self._bytes + data)
+        self._held.extend(pieces)
+        delta = self._next_text()
+        self._content.append(delta)
+        self.last_content_delta = delta or None
+
+    def _next_text(self) -> str:
+        """Of the text that is held, all up to the first broken sequence, and that as U+FFFD."""
+        text = ""
+        while self._held:
+            piece = self._held.popleft()
+            if piece is None:
+                return text + "\ufffd"
+            text += piece
+        return text
+
+    def _end_message(self) -> None:
+        if self._blocked:
+            self._content.append("\ufffd")
+        while self._held:
+            self._content.append(self._next_text())
+        if self._bytes:
+            self._content.append("\ufffd")
+        self._current.content = self.current_content
+        self.messages.append(self._current)
+        self.last_content_delta = None
+        self._expect_start()
+
+    @property
+    def current_content(self) -> str:
+        return "".join(self._content)
+
+    def _decode_header(self, tokens: list[int]) -> str:
+        try:
+            return self._tokenizer.decode_bytes(tokens).decode()
+        except (TokenizerError, UnicodeDecodeError) as error:
+            raise HarmonyError(f"header: expected tokens that form text, found {error}") from None
+
+    def _save_header(self) -> None:
+        """A reply that stopped before [message]: all of its header but the channel becomes the content."""
+        if self._next_role is not None and self._header:
+            header, channel = _take_channel(self._decode_header(self._header))
+            words = _words(header)
+            if words and words[0] == self._next_role:
+                words.pop(0)
+            self.messages.append(Message(self._next_role, " ".join(words), channel=channel))
+        self._next_role = None
+        self._expect_start()
+
+    @property
+    def current_role(self) -> str | None:
+        return self._current.role if self._current else self._next_role
+
+    @property
+    def current_channel(self) -> str | None:
+        return self._current and self._current.channel
+
+    @property
+    def current_recipient(self) -> str | None:
+        return self._current and self._current.recipient
+
+    @property
+    def current_content_type(self) -> str | None:
+        return self._current and self._current.content_type
+
+
+def parse(tokens: Iterable[int], tokenizer: Tokenizer, role: str | None = None, strict: bool = True) -> list[Message]:
+    """The messages that `tokens` form; see StreamParser, also for role and strict. Raises HarmonyError."""
+    parser = StreamParser(tokenizer, role, strict)
+    for token in tokens:
+        parser.feed(token)
+    parser.finish()
+    return parser.messages
+
+
+def _decode(data: bytes) -> tuple[list[str | None], bytes]:
+    """Text, a None for each maximal broken sequence, and the bytes at the end that may yet become a character.
+
+    (The incremental decoder of `codecs` would do, but it waits for a third byte after ED A0, where Rust does not.)"""
+    pieces = []
+    while data:
+        try:
+            return [*pieces, data.decode()], b""
+        except UnicodeDecodeError as error:
+            if error.start:
+                pieces.append(data[:error.start].decode())
+            if error.reason == "unexpected end of data":
+                return pieces, data[error.start:]
+            pieces.append(None)
+            data = data[error.end:]
+    return pieces, b""
+
+
+def _words(text: str) -> list[str]:
+    """The words of a header: trimmed of all white space, split at that of ASCII and before <|constrain|>."""
+    trimmed = re.sub(rf"^[{_WHITE_SPACE}]+|[{_WHITE_SPACE}]+\Z", "", text)
+    return [word for word in re.split("[\t\n\f\r ]", trimmed.replace("<|constrain|>", " <|constrain|>")) if word]
+
+
+def _take_channel(header: str) -> tuple[str, str | None]:
+    """The header without its first channel marker and name, and that name."""
+    before, marker, after = header.partition("<|channel|>")
+    if not marker:
+        return header, None
+    channel = re.match(rf"[^<{_WHITE_SPACE}]*", after)[0]
+    if not channel:
+        raise HarmonyError("header: expected a name behind <|channel|>, found none")
+    return before + after[len(channel):], channel
+
+
+def _parse_header(header: str, role: str | None) -> Message:
+    """A message with empty content. What is left of the header, once the channel is out, has at most three words:
+    role (or a tool's name), recipient, content type; the recipient's "to=" may be missing."""
+    header, channel = _take_channel(header)
+    words = _words(header)
+    name = None
+    if role is None:
+        if not words:
+            raise HarmonyError("header: expected a role, found none")
+        role = words[0]
+        if role not in ROLES:
+            if len(words) == 1 and not role.startswith("to="):
+                raise HarmonyError(f"header: expected one of {', '.join(ROLES)} as role, found {role!r}")
+            role = "tool"
+            name = words.pop(0)
+        elif role == "tool":
+            name = role
+    if words and words[0] == role:
+        words.pop(0)
+    content_type = words.pop() if len(words) > 1 and not words[-1].startswith("to=") else None
+    recipient = words.pop().removeprefix("to=") if words else None
+    if words:
+        raise HarmonyError(f"header: expected role, recipient and content type, found more: {' '.join(words)!r}")
+    return Message(role, "", name=name, channel=channel, recipient=recipient, content_type=content_type)
