@@ -1,14 +1,14 @@
 """Harmony: the messages of a conversation as the token ids gpt-oss was trained on, and the model's ids as messages.
 
-A message is a header and a content. What is in brackets here is one special token each; what is between them is plain
-text, encoded piece by piece, so that no text can ever turn into a special token:
+A message is a header and a content. In this picture [start] is the special token <|start|>, one id, and so on; what is
+between brackets is plain text, encoded piece by piece, so that no text can ever turn into a special token:
 
     [start] assistant  to=functions.weather  [channel] commentary   [constrain] json  [message]  {"city":"Oslo"}  [call]
             role       recipient             channel                content type                 content          stop
 
-    [start]   opens a message                         [end]     closes it
-    [channel] before the name of a channel            [call]    closes a call of a tool: the recipient is to act
-    [message] ends the header                         [return]  closes the model's answer: the user is to act
+    [start]   opens a message                      [end]     closes it
+    [channel] before the name of a channel         [call]    closes a call of a tool: now the recipient acts
+    [message] ends the header                      [return]  closes the model's answer: now the user acts
 
 Role and stop are always there, the rest if it applies. The first message says who the model is and how hard it thinks
 (SystemContent), the second what a developer wants of it (DeveloperContent); then user and assistant take turns. The
@@ -185,9 +185,9 @@ def _render_message(message: Message, tokenizer: Tokenizer, functions_offered: b
     if message.channel is not None:
         ids += [special["<|channel|>"], *encode(message.channel)]
     if message.content_type is not None:
-        before, marker, after = message.content_type.partition("<|constrain|>")
-        if marker and not before:
-            ids += [*encode(" "), special["<|constrain|>"], *encode(after)]
+        if message.content_type.startswith("<|constrain|>"):
+            kind = message.content_type.removeprefix("<|constrain|>")
+            ids += [*encode(" "), special["<|constrain|>"], *encode(kind)]
         else:
             ids += encode(f" {message.content_type}")
     ids.append(special["<|message|>"])
@@ -216,9 +216,9 @@ def _check_fields(part: Any) -> None:
     """Holds the fields of a dataclass against their annotations, and what is in its lists against `_ITEMS`."""
     for field in fields(part):
         where, value = f"{type(part).__name__}.{field.name}", getattr(part, field.name)
-        _need(isinstance(value, field.type), where, getattr(field.type, "__name__", str(field.type)), value)
+        _need(isinstance(value, field.type), where, _name(field.type), value)
         for item in value if isinstance(value, list | tuple) else ():
-            _need(isinstance(item, _ITEMS[field.name]), where, f"a list of {_ITEMS[field.name]}", item)
+            _need(isinstance(item, _ITEMS[field.name]), where, f"a list of {_name(_ITEMS[field.name])}", item)
             if is_dataclass(item):
                 _check_fields(item)
     if isinstance(part, Message):
@@ -226,6 +226,10 @@ def _check_fields(part: Any) -> None:
     if isinstance(part, SystemContent):
         _need(part.reasoning_effort in (None, *EFFORTS), "SystemContent.reasoning_effort",
               f"None or one of {', '.join(EFFORTS)}", part.reasoning_effort)
+
+
+def _name(kind: Any) -> str:
+    return getattr(kind, "__name__", str(kind)).replace("harmony.", "")
 
 
 # ---- Rendering: the sections of the system and the developer message --------------------------------------------
@@ -246,9 +250,12 @@ def _sections(part: SystemContent | DeveloperContent, functions_offered: bool) -
         sections.append(f"Reasoning: {part.reasoning_effort}")
     sections += _tools_section(part.tools)
     if part.valid_channels:
-        sections.append(f"# Valid channels: {', '.join(part.valid_channels)}."
-                        + " Channel must be included for every message." * part.channel_required
-                        + "\nCalls to these tools must go to the commentary channel: 'functions'." * functions_offered)
+        channels = f"# Valid channels: {', '.join(part.valid_channels)}."
+        if part.channel_required:
+            channels += " Channel must be included for every message."
+        if functions_offered:
+            channels += "\nCalls to these tools must go to the commentary channel: 'functions'."
+        sections.append(channels)
     return sections
 
 
@@ -361,10 +368,12 @@ class StreamParser:
         self._enter("Content", message)
 
     def _end_in_header(self) -> None:
-        """All of the header but role and channel becomes the content."""
+        """All of the header but role and channel becomes the content; if no role was given, it is lost."""
         if self._role is not None and self._header:
             channel, words = _split_header(self._decode(self._header))
-            self.messages.append(Message(self._role, " ".join(words[words[:1] == [self._role]:]), channel=channel))
+            if words[:1] == [self._role]:
+                words.pop(0)
+            self.messages.append(Message(self._role, " ".join(words), channel=channel))
         self._role = None
         self._enter("ExpectStart")
 
@@ -399,10 +408,12 @@ class StreamParser:
         return text
 
     def _end_message(self) -> None:
-        self._content.append("\ufffd" * self._blocked)
+        if self._blocked:
+            self._content.append("\ufffd")
         while self._held:
             self._content.append(self._next_text())
-        self._content.append("\ufffd" * bool(self._bytes))
+        if self._bytes:
+            self._content.append("\ufffd")
         self._current.content = self.current_content
         self.messages.append(self._current)
         self.last_content_delta = None
@@ -420,18 +431,18 @@ def parse(tokens: Iterable[int], tokenizer: Tokenizer, role: str | None = None, 
 
 def _parse_header(header: str, role: str | None) -> Message:
     """A message without content yet. Three words at most: a role (or a tool's name), a recipient, a content type."""
-    name = None
     channel, words = _split_header(header)
+    name = None
     if role is None:
         _need(bool(words), "header", "a role", header)
         role = words[0]
-        if role not in ROLES:
+        if role not in ROLES:  # a tool, which goes by its name
             _need(len(words) > 1 or role.startswith("to="), "header", f"a role, one of {', '.join(ROLES)}", role)
-            role = "tool"
-            name = words.pop(0)
+            role, name = "tool", words.pop(0)
         elif role == "tool":
             name = role
-    words = words[words[:1] == [role]:]
+    if words[:1] == [role]:
+        words.pop(0)
     content_type = words.pop() if len(words) > 1 and not words[-1].startswith("to=") else None
     recipient = words.pop().removeprefix("to=") if words else None
     _need(not words, "header", "role, recipient and content type only", header)

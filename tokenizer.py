@@ -14,9 +14,10 @@ It refuses to be a trainer (see minbpe for how ranks come about) and knows nothi
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import tiktoken
 from tiktoken_ext import openai_public
@@ -61,11 +62,11 @@ class Tokenizer:
         So text from a user can never become the start of a message. Raises TokenizerError for what is not text."""
         if not isinstance(text, str):
             raise TokenizerError(f"encode: expected a str, found {type(text).__name__}")
-        if not allowed_special:
-            return self._encode_plain(text)
         allowed = set(self.special_tokens if allowed_special == "all" else allowed_special)
         if unknown := allowed - self.special_tokens.keys():
             raise TokenizerError(f"encode: expected names of special tokens, found {min(unknown, key=str)!r}")
+        if not allowed:
+            return self._encode_plain(text)
         ids = []
         longest_first = sorted(allowed, key=len, reverse=True)
         for part in re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text):
@@ -133,31 +134,28 @@ def _to_bytes(key: str) -> bytes:
 def _from_json(file: Path) -> Tokenizer:
     """Ranks, pattern and special tokens out of a Hugging Face `tokenizer.json` of the byte-level BPE kind.
 
-    In such a file id = rank, because ids were given out in the order in which merges were learned. The merges
-    themselves are redundant then, and only checked: tiktoken merges any two neighbours that make a token."""
+    In such a file id = rank, because ids were given out in the order in which merges were learned."""
 
-    def need(ok: bool, what: str, found) -> None:
+    def need(ok: bool, expected: str, found: Any) -> None:
         if not ok:
-            raise TokenizerError(f"{file}: expected {what}, found {found}")
+            raise TokenizerError(f"{file}: expected {expected}, found {str(found)[:100]}")
 
     try:
         data = json.loads(file.read_bytes().decode())
     except (OSError, ValueError, RecursionError) as error:
-        raise TokenizerError(f"{file}: expected JSON in UTF-8, found "
-                             f"{'an empty file' if file.is_file() and not file.stat().st_size else error}") from None
-    need(isinstance(data, dict), "a JSON object", type(data).__name__)
+        need(False, "JSON in UTF-8", "an empty file" if file.is_file() and not file.stat().st_size else error)
+    need(isinstance(data, dict), "a JSON object", data)
     model, added = data.get("model"), data.get("added_tokens") or []
-    need(isinstance(model, dict) and model.get("type", "BPE") == "BPE", "a model of type BPE",
-         repr(model.get("type")) if isinstance(model, dict) else repr(model))
+    need(isinstance(model, dict) and model.get("type", "BPE") == "BPE", "a model of type BPE", model)
     vocab, merges = model.get("vocab"), model.get("merges")
-    need(isinstance(vocab, dict) and vocab, "model.vocab, an object of tokens and ids", type(vocab).__name__)
-    need(isinstance(merges, list), "model.merges, a list", type(merges).__name__)
+    need(isinstance(vocab, dict) and vocab, "model.vocab, an object of tokens and ids", vocab)
+    need(isinstance(merges, list), "model.merges, a list", merges)
     need(isinstance(added, list) and all(isinstance(a, dict) and isinstance(a.get("content"), str) for a in added),
-         "added_tokens, a list of objects with content and id", repr(added)[:80])
-    need(not data.get("normalizer"), "no normalizer", repr(data.get("normalizer"))[:80])
+         "added_tokens, a list of objects with content and id", added)
+    need(not data.get("normalizer"), "no normalizer", data.get("normalizer"))
 
-    specials = {a["content"]: a.get("id") for a in added}
-    need(len(specials) == len(added), "every added token once", "one of them twice")
+    specials = {token["content"]: token.get("id") for token in added}
+    need(len(specials) == len(added), "each added token once", [token["content"] for token in added])
     ranks = {}
     for key, id in vocab.items():
         if key not in specials:  # the tokenizers library's trainer lists special tokens in the vocabulary too
@@ -170,38 +168,44 @@ def _from_json(file: Path) -> Tokenizer:
         need(type(id) is int, "whole numbers as ids", repr(id))
     missing = set(range(len(ids))) - set(ids)
     need(not missing, f"the ids 0 to {len(ids) - 1}, each once", f"no {min(missing, default=None)}")
-    for b in range(256):
-        need(bytes([b]) in ranks, "a token for each of the 256 bytes", f"none for byte {b}")
-
-    last, made = -1, set()
-    for n, merge in enumerate(merges):
-        pair = merge.split(" ") if isinstance(merge, str) else merge
-        need(isinstance(pair, list) and len(pair) == 2 and "".join(map(str, pair)) in vocab,
-             f"model.merges[{n}] to be two tokens that make a third", repr(merge))
-        id = vocab["".join(pair)]
-        need(id >= last, f"merges in the order of the ids they make (model.merges[{n}])", f"{id} after {last}")
-        last = id
-        made.add(id)
-    unmade = next((token for token, id in ranks.items() if len(token) > 1 and id not in made), None)
-    need(unmade is None, "a merge for every token of several bytes", f"none for {unmade}")
-
+    for byte in range(256):
+        need(bytes([byte]) in ranks, "a token for each of the 256 bytes", f"none for byte {byte}")
+    _check_merges({token: id for token, id in vocab.items() if token not in specials}, merges, need)
     if len(ranks) == O200K_RANKS and specials.get("<|start|>") == O200K_SPECIALS["<|start|>"]:
         specials = O200K_SPECIALS  # the official file: the same tokenizer as tiktoken's, whichever way it was loaded
     return Tokenizer(ranks, _pattern(data.get("pre_tokenizer"), need), specials, str(file))
 
 
-def _pattern(pre_tokenizer, need) -> str:
+def _check_merges(vocab: dict[str, int], merges: list, need: Callable) -> None:
+    """tiktoken needs no merges: it joins any two neighbours that make a token, lowest rank first. The merges say the
+    same, as long as they come in the order of the ids they make, and make every token of several bytes."""
+    last, made = -1, set()
+    for n, merge in enumerate(merges):
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        token = "".join(pair) if isinstance(pair, list) and all(isinstance(half, str) for half in pair) else None
+        if token not in vocab or len(pair) != 2:
+            need(False, f"model.merges[{n}] to be two tokens that make a third", repr(merge))
+        if vocab[token] < last:
+            need(False, "merges in the order of the ids they make", f"{vocab[token]} after {last} at model.merges[{n}]")
+        last = vocab[token]
+        made.add(token)
+    for token in vocab:
+        if len(token) > 1 and token not in made:
+            need(False, "a merge for every token of several bytes", f"none for {token!r}")
+
+
+def _pattern(pre_tokenizer: Any, need: Callable) -> str:
     """The pattern that cuts text into pieces: a Split by a regular expression, or ByteLevel with GPT-2's own."""
-    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer]) if isinstance(pre_tokenizer, dict) else []
-    steps = [step for step in steps if isinstance(step, dict)]
-    kinds = [step.get("type") for step in steps]
+    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer]) if isinstance(pre_tokenizer, dict) else None
+    kinds = [step.get("type") for step in steps] if isinstance(steps, list) and all(
+        isinstance(step, dict) for step in steps) else None
     need(kinds in (["Split", "ByteLevel"], ["ByteLevel"]) and not steps[-1].get("add_prefix_space", True),
-         "pre_tokenizer: [Split,] ByteLevel, without a prefix space", repr(pre_tokenizer)[:80])
+         "pre_tokenizer: [Split,] ByteLevel, without a prefix space", pre_tokenizer)
     need(steps[-1].get("use_regex", True) == (kinds == ["ByteLevel"]),
          "either Split's pattern or ByteLevel's own", "both or neither")
     if kinds == ["ByteLevel"]:
         return GPT2_PATTERN
     split, pattern = steps[0], steps[0].get("pattern")
     need(isinstance(pattern, dict) and isinstance(pattern.get("Regex"), str) and split.get("behavior") == "Isolated"
-         and not split.get("invert"), "a Split by a regular expression, pieces isolated", repr(split)[:80])
+         and not split.get("invert"), "a Split by a regular expression, pieces isolated", split)
     return pattern["Regex"]
