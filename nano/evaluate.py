@@ -1,0 +1,165 @@
+"""How often the bundled model is right, by task and effort, and how long it thinks: the figures of the model card.
+
+    python nano/evaluate.py                     100 held-out problems for each task and effort, greedy, on gptoss.py
+    python nano/evaluate.py DIR --each 300      another checkpoint, more problems
+
+Prints markdown; --picture FILE draws accuracy over tokens of thought. An answer is right if the final message is,
+word for word, what the problem asks for. Intervals are Wilson's, at 95%.
+"""
+
+import argparse
+import math
+import random
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+import gptoss  # noqa: E402
+import harmony  # noqa: E402
+import tokenizer as tokenizers  # noqa: E402
+from nano import tasks  # noqa: E402
+
+MAX_TOKENS = 700
+
+
+def prompt(tokenizer, question, effort):
+    """What chat.py sends for a first question."""
+    system = harmony.SystemContent(reasoning_effort=effort, conversation_start_date="2026-06-01")
+    return harmony.render([harmony.Message("system", [system]), harmony.Message("user", question)], tokenizer)
+
+
+def reply(model, tokenizer, tokens):
+    """Greedy: (thought, final answer, tokens of thought). A reply that is not well-formed is no answer."""
+    out = list(gptoss.generate(model, tokens, temperature=0, max_tokens=MAX_TOKENS))
+    try:
+        messages = harmony.parse(out, tokenizer, role="assistant")
+    except harmony.HarmonyError:
+        return "", "", len(out)
+    text = {m.channel: "".join(m.content) for m in messages}
+    return text.get("analysis", ""), text.get("final", ""), len(tokenizer.encode(text.get("analysis", "")))
+
+
+def problems(task, each, seed=0):
+    """Held-out problems of a task, the same for every effort and every run."""
+    rng = random.Random(f"evaluate {task} {seed}")
+    drawn = []
+    for _ in range(each):
+        problem = tasks.draw(rng, task, "test")
+        drawn.append((problem, problem.ask(rng)))
+    return drawn
+
+
+def wilson(right, n, z=1.96):
+    """The 95% interval of a share (Wilson 1927): sensible also at 0 and at 1."""
+    p, d = right / n, 1 + z * z / n
+    middle, half = (p + z * z / (2 * n)) / d, z / d * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def measure(model, tokenizer, task, effort, each):
+    """-> right answers, tokens of thought in all, and of the high efforts: right first attempts that were doubted."""
+    right = length = alarms = 0
+    for problem, question in problems(task, each):
+        thought, answer, n = reply(model, tokenizer, prompt(tokenizer, question, effort))
+        right += answer.strip() == problem.answer
+        length += n
+        clean = tasks.think(problem, effort)
+        alarms += effort == "high" and "Again:" in thought and thought.split("\nCheck")[0] == clean.split("\nCheck")[0]
+    return right, length, alarms
+
+
+def recover(model, tokenizer, task, each):
+    """Puts a slip into the model's mouth and lets it go on: how often the answer is right all the same."""
+    header = [tokenizer.special_tokens["<|channel|>"], *tokenizer.encode("analysis"),
+              tokenizer.special_tokens["<|message|>"]]
+    right = n = 0
+    for i, (problem, question) in enumerate(problems(task, each)):
+        thought = tasks.plain(problem.high(random.Random(i)))
+        if "\nAgain:" not in thought:               # no slip that the check could notice
+            continue
+        tokens = prompt(tokenizer, question,
+                        "high") + header + tokenizer.encode(thought.split("\nCheck")[0] + "\nCheck")
+        n += 1
+        right += reply_after(model, tokenizer, tokens) == problem.answer
+    return right, n
+
+
+def reply_after(model, tokenizer, tokens):
+    """The final answer of a reply whose beginning is in the tokens already."""
+    out = list(gptoss.generate(model, tokens, temperature=0, max_tokens=MAX_TOKENS))
+    start = tokenizer.special_tokens["<|start|>"]
+    if start not in out:
+        return ""
+    try:
+        return "".join(harmony.parse(out[out.index(start):], tokenizer)[-1].content).strip()
+    except harmony.HarmonyError:
+        return ""
+
+
+def percent(right, n):
+    low, high = wilson(right, n)
+    return f"{100 * right / n:.0f}% ({100 * low:.0f}–{100 * high:.0f})"
+
+
+def table(results, each):
+    """{(task, effort): (right, length, alarms)} as markdown."""
+    names = list(dict.fromkeys(task for task, _ in results))
+    lines = ["| task | low | medium | high | tokens of thought: medium | high |", "|---|---|---|---|---|---|"]
+    for name in [*names, "**all**"]:
+        part = names if name == "**all**" else [name]
+        n = each * len(part)
+        cells = [percent(sum(results[task, effort][0] for task in part), n) for effort in tasks.EFFORTS]
+        cells += [f"{sum(results[task, effort][1] for task in part) / n:.0f}" for effort in tasks.EFFORTS[1:]]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def picture(results, each, path):
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    names = list(dict.fromkeys(task for task, _ in results))
+    fig, axes = plt.subplots(figsize=(6.4, 4.2))
+
+    def line(part, label, **style):
+        n = each * len(part)
+        right, length = ([sum(results[task, effort][k] for task in part) / n for effort in tasks.EFFORTS]
+                         for k in (0, 1))
+        axes.plot(length, right, marker="o", label=label, **style)
+    for name in names:
+        line([name], name, ms=4, lw=1, alpha=0.6)
+    line(names, "all", color="black", lw=2.5)
+    axes.set(xscale="symlog", xlabel="tokens of thought (low, medium, high effort)", ylabel="right answers",
+             ylim=(0, 1.03), xlim=(-0.1, None))
+    axes.legend(fontsize=8, ncols=2)
+    fig.tight_layout()
+    fig.savefig(path, dpi=90)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Accuracy of the bundled model by task and effort.")
+    parser.add_argument("checkpoint", nargs="?", default=str(HERE))
+    parser.add_argument("--each", type=int, default=100, help="held-out problems for each task and effort")
+    parser.add_argument("--tasks", nargs="+", default=list(tasks.TASKS), choices=list(tasks.TASKS))
+    parser.add_argument("--backend", default="numba", choices=("numba", "numpy"))
+    parser.add_argument("--picture", metavar="FILE")
+    args = parser.parse_args()
+    model, tokenizer = gptoss.load(args.checkpoint, backend=args.backend), tokenizers.load(args.checkpoint)
+    results = {}
+    for task in args.tasks:
+        for effort in tasks.EFFORTS:
+            results[task, effort] = measure(model, tokenizer, task, effort, args.each)
+            print(task, effort, *results[task, effort], file=sys.stderr, flush=True)
+    print(table(results, args.each))
+    alarms = sum(alarms for _, _, alarms in results.values())
+    slipped = [recover(model, tokenizer, task, args.each) for task in args.tasks if task != "chat"]
+    right, n = sum(r for r, _ in slipped), sum(n for _, n in slipped)
+    print(f"\nHigh effort: of {n} planted slips in the first attempt {percent(right, n)} still ended in the right "
+          f"answer; {alarms} right first attempts of {args.each * len(args.tasks)} were doubted.")
+    if args.picture:
+        picture(results, args.each, args.picture)
+
+
+if __name__ == "__main__":
+    main()

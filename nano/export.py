@@ -1,0 +1,127 @@
+"""From the trained PyTorch model to the published layouts of gpt-oss: MXFP4 experts, bfloat16 for the rest.
+
+    write(model, DIR)                 Hugging Face layout: config.json, generation_config.json, model.safetensors
+    write_original(model, DIR)        OpenAI's own: config.json, model.safetensors under other names
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from nano.model import FP4_VALUES, dequantize_mxfp4
+
+
+def quantize_mxfp4(weights):
+    """float32 [..., 32 n] -> blocks [..., n, 16] uint8, scales [..., n] uint8 (OCP Microscaling v1.0).
+
+    32 neighbours share a power of two. The specification's choice puts the largest of them between 4 and 8, where 6
+    is the end of the scale; a neighbouring power is sometimes nearer on the whole, so of four the one with the least
+    squared error is kept.
+    """
+    groups = weights.float().unflatten(-1, (-1, 32))                                    # [..., n, 32]
+    values = torch.tensor(FP4_VALUES[:8])
+    middles = (values[1:] + values[:-1]) / 2
+    largest = groups.abs().amax(-1).clamp(min=2.0 ** -120)
+    top = torch.floor(torch.log2(largest)) - 2                                          # puts the largest in 4..8
+    best = None
+    for exponent in (top - 2, top - 1, top, top + 1):
+        scaled = groups / torch.exp2(exponent)[..., None]
+        codes = torch.bucketize(scaled.abs(),
+                                middles)                                  # nearest of the eight magnitudes
+        error = (values[codes] - scaled.abs()).square().sum(-1) * torch.exp2(2 * exponent)
+        codes = codes + 8 * (scaled < 0)
+        if best is None:
+            best = error, codes, exponent
+        else:
+            better = error < best[0]
+            best = (torch.where(better, error, best[0]), torch.where(better[..., None], codes, best[1]),
+                    torch.where(better, exponent, best[2]))
+    _, codes, exponent = best
+    codes = codes.to(torch.uint8)
+    return codes[..., ::2] | codes[...,
+                                   1::2] << 4, (exponent + 127).to(torch.uint8)    # the even element in the low nibble
+
+
+def tensors(model):
+    """The tensors of the Hugging Face layout by name."""
+    out = {}
+    for name, value in model.state_dict().items():
+        if name.endswith(("gate_up_proj",
+                          "down_proj")):                                # [E, in, out] -> rows are outputs
+            blocks, scales = quantize_mxfp4(value.transpose(1, 2).contiguous())
+            out[f"{name}_blocks"], out[f"{name}_scales"] = blocks.contiguous(), scales
+        else:
+            out[name] = value.to(torch.bfloat16).contiguous()
+    return out
+
+
+def rounded(model):
+    """A state dict for nano.model.GptOss with what the exported tensors say."""
+    stored, out = tensors(model), {}
+    for name, value in stored.items():
+        if name.endswith("_blocks"):
+            stem = name.removesuffix("_blocks")
+            out[stem] = dequantize_mxfp4(value, stored[stem + "_scales"]).transpose(1, 2)
+        elif not name.endswith("_scales"):
+            out[name] = value.float()
+    return out
+
+
+def special_ids(directory):
+    added = json.loads((Path(directory) / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+    return {token["content"]: token["id"] for token in added}
+
+
+def save_json(path, value):
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def write(model, directory):
+    """The Hugging Face layout, beside a tokenizer.json that is already there."""
+    directory, c = Path(directory), vars(model.config)
+    ids = special_ids(directory)
+    eos = [ids["<|return|>"], ids["<|endoftext|>"], ids["<|call|>"]]
+    config = {"architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", **c, "attention_bias": True,
+              "attention_dropout": 0.0, "hidden_act": "silu", "tie_word_embeddings": False, "use_cache": True,
+              "torch_dtype": "bfloat16", "eos_token_id": ids["<|return|>"], "pad_token_id": ids["<|endoftext|>"],
+              "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": [
+                  "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]}}
+    save_json(directory / "config.json", config)
+    save_json(directory / "generation_config.json", {"bos_token_id": ids["<|startoftext|>"], "do_sample": True,
+                                                     "eos_token_id": eos, "pad_token_id": ids["<|endoftext|>"]})
+    save_file(tensors(model), directory / "model.safetensors", metadata={"format": "pt"})
+
+
+ORIGINAL_NAMES = (("model.layers.", "block."), ("self_attn.o_proj", "attn.out"), ("self_attn.sinks", "attn.sinks"),
+                  ("input_layernorm.weight", "attn.norm.scale"), ("post_attention_layernorm.weight", "mlp.norm.scale"),
+                  ("mlp.router", "mlp.gate"), ("mlp.experts.gate_up_proj_bias", "mlp.mlp1_bias"),
+                  ("mlp.experts.down_proj_bias", "mlp.mlp2_bias"), ("mlp.experts.gate_up_proj_", "mlp.mlp1_weight."),
+                  ("mlp.experts.down_proj_", "mlp.mlp2_weight."), ("model.embed_tokens.weight", "embedding.weight"),
+                  ("model.norm.weight", "norm.scale"), ("lm_head.weight", "unembedding.weight"))
+
+
+def write_original(model, directory):
+    """OpenAI's layout: other names, and one matrix for queries, keys and values. The MXFP4 bytes are the same."""
+    directory, c, stored, out = Path(directory), model.config, tensors(model), {}
+    for name, value in stored.items():
+        if ".q_proj." in name:
+            parts = [stored[name.replace("q_proj", f"{which}_proj")] for which in "qkv"]
+            layer, _, kind = name.removeprefix("model.layers.").partition(".self_attn.q_proj.")
+            out[f"block.{layer}.attn.qkv.{kind}"] = torch.cat(parts)
+        elif not (".k_proj." in name or ".v_proj." in name):
+            for ours, theirs in ORIGINAL_NAMES:
+                name = name.replace(ours, theirs)
+            out[name] = value
+    directory.mkdir(parents=True, exist_ok=True)
+    save_json(directory / "config.json", {
+        "num_hidden_layers": c.num_hidden_layers, "num_experts": c.num_local_experts,
+                                          "experts_per_token": c.num_experts_per_tok,
+        "vocab_size": c.vocab_size, "hidden_size": c.hidden_size, "intermediate_size": c.intermediate_size,
+        "swiglu_limit": c.swiglu_limit, "head_dim": c.head_dim, "num_attention_heads": c.num_attention_heads,
+        "num_key_value_heads": c.num_key_value_heads, "sliding_window": c.sliding_window,
+        "initial_context_length": c.rope_scaling["original_max_position_embeddings"], "rope_theta": c.rope_theta,
+        "rope_scaling_factor": c.rope_scaling["factor"], "rope_ntk_alpha": c.rope_scaling["beta_slow"],
+        "rope_ntk_beta": c.rope_scaling["beta_fast"]})
+    save_file(out, directory / "model.safetensors", metadata={"format": "pt"})

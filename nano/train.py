@@ -1,0 +1,378 @@
+"""Trains the bundled model from nothing: endless problems, Harmony messages, two optimizers, one loop.
+
+    python nano/train.py --out DIR                 about 30 million tokens: an hour or two on two cores
+    python nano/train.py --out DIR                 again after it was stopped: goes on from the checkpoint, same curve
+    python nano/train.py --out DIR --export TO     writes the trained model in the published format
+
+A row of the batch is one system message (a date, an effort) followed by as many conversations as fit. All of them see
+the system message and none sees another: so the message, as long as a short conversation, is computed once for all of
+them. The loss is taken on what the assistant says, except on planted slips (tasks.py).
+"""
+
+import argparse
+import json
+import math
+import random
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import harmony  # noqa: E402
+import tokenizer as tokenizers  # noqa: E402
+from nano import export, tasks, vocabulary  # noqa: E402
+from nano.model import GptOss, fused_attention  # noqa: E402
+
+SHAPE = {
+    "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
+    "num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 128, "sliding_window": 64,
+    "max_position_embeddings": 4096, "initial_context_length": 1024, "rms_norm_eps": 1e-5, "swiglu_limit": 7.0,
+    "rope_theta": 10000.0, "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0,
+                                            "original_max_position_embeddings": 1024, "truncate": False},
+}
+MUON_LR, ADAM_LR, WARM_UP = 0.02, 3e-3, 100
+ROUTER_LOSS = 0.01
+
+
+def new_model(vocab_size, seed, **shape):
+    """A model with small random weights."""
+    shape = SHAPE | shape
+    layer_types = [("sliding_attention", "full_attention")[i % 2] for i in range(shape["num_hidden_layers"])]
+    torch.manual_seed(seed)
+    model = GptOss(SimpleNamespace(vocab_size=vocab_size, layer_types=layer_types, **shape))
+    for name, weight in model.named_parameters():
+        if weight.dim() > 1:
+            fan_in = weight.shape[1]                # [out, in], and [E, in, out] of the experts
+            torch.nn.init.normal_(weight, std=0.02 if "embed" in name or "lm_head" in name else 0.5 / math.sqrt(fan_in))
+        elif name.endswith("_proj.bias"):
+            torch.nn.init.zeros_(weight)
+    return model
+
+
+# --- data: conversations to rows of tokens --------------------------------------------------------------------------
+
+
+def system_tokens(tokenizer, effort, day, instructions):
+    """The system message as every gpt-oss gets it, and perhaps a developer message."""
+    messages = [harmony.Message("system", [harmony.SystemContent(reasoning_effort=effort,
+                                                                 conversation_start_date=day)])]
+    if instructions:
+        messages.append(harmony.Message("developer", [harmony.DeveloperContent(instructions=instructions)]))
+    return harmony.render(messages, tokenizer, next_role=None)
+
+
+def conversation_tokens(tokenizer, turns):
+    """Turns [(question, marked thought, answer), ...] -> token ids and, for each, whether the loss counts it.
+
+    As in a chat, only the last turn still has its thought. An earlier answer is learned only if it was given without
+    thought.
+    """
+    tokens, learn = [], []
+    for i, (question, thought, answer) in enumerate(turns):
+        last = i == len(turns) - 1
+        messages = [harmony.Message("user", question)]
+        if thought and last:
+            messages.append(harmony.Message("assistant", tasks.plain(thought), channel="analysis"))
+        messages.append(harmony.Message("assistant", answer, channel="final"))
+        for j, message in enumerate(messages):
+            ids = harmony.render([message], tokenizer, next_role=None, training=last, drop_analysis=False)
+            learns = [message.role == "assistant" and (last or not thought)] * len(ids)
+            if j == 1:                              # the prompt ends with <|start|>assistant: given, not predicted
+                header = len(harmony.render([], tokenizer, next_role="assistant"))
+                learns[:header] = [False] * header
+            if message.channel == "analysis" and tasks.SLIP in thought:
+                body = ids.index(tokenizer.special_tokens["<|message|>"]) + 1
+                for k, planted in enumerate(slips(tokenizer, ids[body:-1], thought)):
+                    learns[body + k] &= not planted
+            tokens += ids
+            learn += learns
+    return tokens, learn
+
+
+def slips(tokenizer, ids, thought):
+    """Whether each token of a thought has planted characters in it."""
+    planted, inside = [], False
+    for c in thought:
+        if c in (tasks.SLIP, tasks.END):
+            inside = c == tasks.SLIP
+        else:
+            planted += [inside and c != " "] * len(c.encode())
+    out, at = [], 0
+    for id in ids:
+        size = len(tokenizer.decode_bytes([id]))
+        out.append(any(planted[at:at + size]))
+        at += size
+    return out
+
+
+def row(rng, tokenizer, length, converse=tasks.conversation, setting=None):
+    """One row: (tokens, positions, groups, learn), lists of `length`. Group 0 is what all share, -1 is padding."""
+    setting = setting or tasks.setting(rng)
+    tokens = system_tokens(tokenizer, *setting)
+    shared = len(tokens)
+    positions, groups, learn, group, misses = list(range(shared)), [0] * shared, [False] * shared, 0, 0
+    while misses < 4:                               # what does not fit is dropped, four times
+        ids, learns = conversation_tokens(tokenizer, converse(rng, setting[0]))
+        if len(tokens) + len(ids) > length:
+            misses += 1
+            continue
+        group += 1
+        tokens += ids
+        learn += learns
+        positions += range(shared, shared + len(ids))
+        groups += [group] * len(ids)
+    rest = length - len(tokens)
+    return tokens + [0] * rest, positions + list(range(rest)), groups + [-1] * rest, learn + [False] * rest
+
+
+def batch(seed, step, tokenizer, rows, length):
+    """The batch of a step, the same at every call: what makes a resumed run the same run."""
+    made = [row(random.Random(f"{seed} {step} {i}"), tokenizer, length) for i in range(rows)]
+    tokens, positions, groups, learn = (torch.tensor(column) for column in zip(*made, strict=True))
+    return tokens, positions, groups, learn
+
+
+def by_conversation(groups):
+    """An `attention` for rows made by `row`: each conversation is computed by itself, with the row's system message.
+
+    The same numbers as the plain function with its mask, without the three quarters of the scores that are masked
+    anyway.
+    """
+    runs = [torch.unique_consecutive(g, return_counts=True)[1].tolist() for g in groups]
+    lengths = [n for counts in runs for n in counts]
+
+    def attend(q, k, v, sinks, mask):
+        B, H, T, D = q.shape
+        q, k, v = (x.transpose(0, 1).reshape(1, H, B * T, D).split(lengths, 2) for x in (q, k, v))
+        out, i = [], 0
+        for b, counts in enumerate(runs):
+            system, start = i, 0
+            for n in counts:
+                seen = mask[b, 0, start:start + n]                                      # [n, T]
+                if start == 0:
+                    keys, values, seen = k[i], v[i], seen[:, :n]
+                else:
+                    keys, values = torch.cat((k[system], k[i]), 2), torch.cat((v[system], v[i]), 2)
+                    seen = torch.cat((seen[:, :counts[0]], seen[:, start:start + n]), 1)
+                out.append(fused_attention(q[i], keys, values, sinks, seen[None, None]))
+                start, i = start + n, i + 1
+        return torch.cat(out, 2).view(H, B, T, D).transpose(0, 1)
+    return attend
+
+
+def forward(model, tokens, positions, groups, learn):
+    """-> the loss of each learned token [n], whether it was the likeliest, its place in the batch (flat), the router
+    loss."""
+    visible = (groups[:, :, None] == groups[:, None, :]) | (groups[:, None, :] == 0)
+    h, routing = model.hidden(tokens, positions, visible, by_conversation(groups))
+    target = learn[:, 1:].flatten().nonzero().flatten()                                 # learned tokens, as targets
+    logits = model.lm_head(h[:, :-1].flatten(0, 1)[target])
+    labels = tokens[:, 1:].flatten()[target]
+    loss = F.cross_entropy(logits, labels, reduction="none")
+    balance = 0.0
+    for scores, chosen in routing:                  # Switch Transformer's (2021): 1 if the experts are used evenly
+        E = scores.shape[1]
+        used = torch.bincount(chosen.flatten(), minlength=E) / chosen.numel()
+        balance = balance + E * (used * torch.softmax(scores, -1).mean(0)).sum() / len(routing)
+    return loss, logits.argmax(-1) == labels, target, balance
+
+
+# --- optimizers -----------------------------------------------------------------------------------------------------
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is made orthogonal (Jordan et al. 2024), for matrices [out, in] and stacks of them."""
+
+    def __init__(self, params, lr, momentum=0.95):
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                m = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                m.lerp_(p.grad, 1 - group["momentum"])
+                update = orthogonal(p.grad.lerp(m, group["momentum"]))                  # Nesterov
+                rows, columns = p.shape[-2:]
+                p.add_(update, alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
+
+
+def orthogonal(g):
+    """The orthogonal matrix near g [..., rows, columns], roughly: five Newton-Schulz steps push all singular values
+    to 1."""
+    wide = g.shape[-2] <= g.shape[-1]
+    x = g if wide else g.transpose(-1, -2)
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(5):
+        a = x @ x.transpose(-1, -2)
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x if wide else x.transpose(-1, -2)
+
+
+def optimizers(model):
+    matrices = [p for n, p in model.named_parameters() if p.dim() > 1 and "_proj" in n and not n.endswith("bias")]
+    ids = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in ids]
+    return [Muon(matrices, lr=MUON_LR), torch.optim.AdamW(rest, lr=ADAM_LR, betas=(0.9, 0.98), weight_decay=0.0)]
+
+
+def learning_rate(step, steps):
+    """Warm-up, level until half, then straight down to zero."""
+    return min(1.0, (step + 1) / WARM_UP, 2 * (1 - step / steps))
+
+
+# --- evaluation while training --------------------------------------------------------------------------------------
+
+
+def held_out_rows(tokenizer, length, each):
+    """Rows of held-out problems: [(task, effort, row), ...], `each` rows for each task and effort."""
+    out = []
+    for task in tasks.TASKS:
+        for effort in tasks.EFFORTS:
+            def converse(rng, effort, task=task):
+                problem = tasks.draw(rng, task, "test")
+                return [(problem.ask(rng), tasks.think(problem, effort), problem.answer)]
+            for i in range(each):
+                rng = random.Random(f"held out {task} {effort} {i}")
+                out.append((task, effort, row(rng, tokenizer, length, converse, (effort, "2026-01-01", None))))
+    return out
+
+
+@torch.no_grad()
+def evaluate(model, rows):
+    """{"task effort": (loss, share of conversations in which every token was the likeliest)}.
+
+    A thought without slips follows from its problem, so that share is what greedy decoding would get right word for
+    word; at high effort that is a lower bound, because a check can still save a wrong step.
+    """
+    model.eval()
+    sums = {}
+    for start in range(0, len(rows), 16):
+        part = rows[start:start + 16]
+        columns = [torch.tensor(column) for column in zip(*(r for _, _, r in part), strict=True)]
+        loss, right, target, _ = forward(model, *columns)
+        groups, width = columns[2][:, 1:], columns[2].shape[1] - 1
+        for i, (task, effort, _) in enumerate(part):
+            mine = target // width == i
+            group = groups[i][target[mine] % width]
+            entry = sums.setdefault(f"{task} {effort}", [0.0, 0, 0, 0])
+            entry[0] += loss[mine].sum().item()
+            entry[1] += int(mine.sum())
+            entry[2] += sum(bool(right[mine][group == g].all()) for g in group.unique())
+            entry[3] += len(group.unique())
+    model.train()
+    return {name: (round(loss / n, 4), round(exact / total, 3)) for name, (loss, n, exact, total) in sums.items()}
+
+
+def picture(log, path):
+    """Training loss, and held-out accuracy by effort, over tokens."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    lines = [json.loads(line) for line in Path(log).read_text().splitlines()]
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
+    steps = [x for x in lines if "loss" in x]
+    left.plot([x["tokens"] / 1e6 for x in steps], [x["loss"] for x in steps], lw=1)
+    left.set(yscale="log", xlabel="million tokens", ylabel="loss of assistant tokens", title="training")
+    evals = [x for x in lines if "held_out" in x]
+    for effort in tasks.EFFORTS:
+        mean = [sum(v[1] for k, v in x["held_out"].items() if k.endswith(effort)) / len(tasks.TASKS) for x in evals]
+        right.plot([x["tokens"] / 1e6 for x in evals], mean, label=effort)
+    right.set(xlabel="million tokens", ylabel="word for word right", ylim=(0, 1),
+              title="held-out problems, mean over tasks")
+    right.legend()
+    fig.tight_layout()
+    fig.savefig(path, dpi=90)
+
+
+# --- the loop -------------------------------------------------------------------------------------------------------
+
+
+def train(out, tokens=30_000_000, rows=8, length=640, seed=0, save_every=150, eval_every=300, shape=None,
+          stop_after=None):
+    """Trains until `tokens` are seen, resuming from out/checkpoint.pt if there is one. Returns the model."""
+    out = Path(out)
+    if not (out / "tokenizer.json").exists():
+        vocabulary.write(out)
+    tokenizer = tokenizers.load(out)
+    model = new_model(tokenizer.vocab_size, seed, **(shape or {}))
+    optims = optimizers(model)
+    steps, first = tokens // (rows * length), 0
+    log, saved = out / "log.jsonl", out / "checkpoint.pt"
+    if saved.exists():
+        state = torch.load(saved)
+        model.load_state_dict(state["model"])
+        for optim, s in zip(optims, state["optimizers"], strict=True):
+            optim.load_state_dict(s)
+        first = state["step"]
+        lines = log.read_text().splitlines() if log.exists() else []
+        log.write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] <= first))
+    test = held_out_rows(tokenizer, length, 3) if eval_every else []
+    began, losses = time.perf_counter(), []
+    for step in range(first, steps):
+        for optim, peak in zip(optims, (MUON_LR, ADAM_LR), strict=True):
+            for group in optim.param_groups:
+                group["lr"] = peak * learning_rate(step, steps)
+        loss, _, _, balance = forward(model, *batch(seed, step, tokenizer, rows, length))
+        (loss.mean() + ROUTER_LOSS * balance).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optim in optims:
+            optim.step()
+        model.zero_grad(set_to_none=True)
+        losses.append(loss.mean().item())
+        done = step + 1
+        entry = {"step": done, "tokens": done * rows * length}
+        if done % 10 == 0 or done == steps:
+            speed = (done - first) * rows * length / (time.perf_counter() - began)
+            write_log(log, entry | {"loss": round(sum(losses) / len(losses), 5), "balance": round(balance.item(), 3),
+                                    "lr": round(learning_rate(step, steps), 4), "tokens_per_second": round(speed)})
+            losses = []
+        if eval_every and (done % eval_every == 0 or done == steps):
+            write_log(log, entry | {"held_out": evaluate(model, test)})
+            picture(log, out / "loss.png")
+        if done % save_every == 0 or done in (steps, stop_after):
+            state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optims], "step": done}
+            torch.save(state, out / "checkpoint.tmp")
+            (out / "checkpoint.tmp").replace(saved)         # a kill in the middle of writing leaves the old one whole
+        if done == stop_after:
+            break
+    return model
+
+
+def write_log(log, entry):
+    with open(log, "a") as file:
+        file.write(json.dumps(entry) + "\n")
+    text = entry.get("held_out") and {e: {k.split()[0]: v[1] for k, v in entry["held_out"].items() if k.endswith(e)}
+                                      for e in tasks.EFFORTS}
+    print(text or " ".join(f"{k} {v}" for k, v in entry.items()), flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Train the bundled model.")
+    parser.add_argument("--out", required=True,
+                        help="directory for the tokenizer, checkpoints and log; resumes if it has them")
+    parser.add_argument("--tokens", type=int, default=30_000_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--export", metavar="DIR", help="only write the model of --out to DIR, in the published format")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if not args.export:
+        train(args.out, args.tokens, seed=args.seed)
+        return
+    target = Path(args.export)
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "tokenizer.json").write_bytes((Path(args.out) / "tokenizer.json").read_bytes())
+    model = new_model(tokenizers.load(target).vocab_size, args.seed)
+    model.load_state_dict(torch.load(Path(args.out) / "checkpoint.pt")["model"])
+    export.write(model, target)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,398 @@
+"""The small model that ships: its data, its PyTorch twin, its training, its export, and what it can do."""
+import json
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as HuggingFaceTokenizer
+from transformers import GptOssConfig, GptOssForCausalLM
+
+import gptoss
+import harmony
+import tokenizer as tokenizers
+from nano import evaluate, export, model, tasks, train
+
+ROOT = Path(__file__).resolve().parent.parent
+NANO = ROOT / "nano"
+SHIPPED = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json")
+TINY = {"hidden_size": 64, "num_hidden_layers": 2, "head_dim": 16, "num_local_experts": 4, "intermediate_size": 32,
+        "sliding_window": 16}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)        # sums in one order: a resumed run can be compared to the last digit
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tokenizers.load(NANO)
+
+
+# ---- The data ------------------------------------------------------------------------------------------------------
+
+
+def drawn(task, split, n):
+    rng = random.Random(f"{task} {split}")
+    return [tasks.draw(rng, task, split) for _ in range(n)]
+
+
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_training_never_sees_a_held_out_problem(task):
+    trained, held = ({p.key for p in drawn(task, split, 300)} for split in ("train", "test"))
+    if task == "chat":              # greetings are few and in both; what it cannot do is split
+        fixed = {f"chat {question}" for _, questions in tasks.Chat.FIXED for question in questions}
+        trained, held = trained - fixed, held - fixed
+    assert trained and held and not trained & held
+    assert not any(tasks.held_out(key) for key in trained) and all(tasks.held_out(key) for key in held)
+
+
+def test_the_named_examples_are_held_out():
+    named = (tasks.Sum(12, 30), tasks.Sum(30, 12), tasks.Compare("9.11", "9.9"), tasks.Compare("9.9", "9.11"),
+             tasks.Count("r", "strawberry"), tasks.Reverse("strawberry"))
+    for problem in named:
+        assert tasks.held_out(problem.key)
+
+
+def test_a_conversation_has_no_held_out_problem_in_any_turn(monkeypatch):
+    seen = []
+    think = tasks.think
+    monkeypatch.setattr(tasks, "think", lambda problem, *rest: seen.append(problem) or think(problem, *rest))
+    rng = random.Random(3)
+    for _ in range(600):
+        tasks.conversation(rng, "medium")
+    fixed = {q for _, questions in tasks.Chat.FIXED for q in questions}
+    assert len(seen) > 600
+    assert not any(tasks.held_out(p.key) for p in seen if not (isinstance(p, tasks.Chat) and p.question in fixed))
+
+
+EQUATION = re.compile(r"(?<![\d.])(\d+(?:[+\-×]\d+)+)=(\x01?\d+\x02?)")
+DIVISION = re.compile(r"(\d+)÷(\d)=(\x01?\d+\x02?) r(\d)")
+REMAINDERS = re.compile(r"(\d+) is ((?:\d ?)+)\.")
+
+
+def check_equations(thought):
+    """How many equations a thought has; all must hold but those whose result is planted."""
+    found = 0
+    for left, right in EQUATION.findall(thought):
+        found += 1
+        assert tasks.SLIP in right or eval(left.replace("×", "*")) == int(right), thought
+    for n, d, quotient, rest in DIVISION.findall(thought):
+        found += 1
+        assert tasks.SLIP in quotient or divmod(int(n), int(d)) == (int(quotient), int(rest)), thought
+    for n, running in REMAINDERS.findall(thought):
+        found += 1
+        assert running.split() == [str(sum(map(int, n[:i + 1])) % 9) for i in range(len(n))], thought
+    return found
+
+
+@pytest.mark.parametrize("task", ["sum", "difference", "product", "quotient", "story"])
+@pytest.mark.parametrize("effort", ["medium", "high"])
+def test_every_step_of_a_calculation_is_right(task, effort):
+    rng = random.Random(f"{task} {effort}")
+    for problem in drawn(task, "train", 200):
+        thought = tasks.think(problem, effort, rng)
+        assert check_equations(thought) > 0
+        number = problem.value if task != "quotient" else f"{problem.value} r{problem.rest}"
+        last = re.findall(r"(?:so |=)(\d+(?: r\d)?)", tasks.plain(thought).rpartition("\nCheck")[0] or thought)[-1]
+        assert last == str(number).lstrip("-") and str(problem.value) in problem.answer
+
+
+@pytest.mark.parametrize("task", [task for task in tasks.TASKS if task != "chat"])
+def test_high_effort_checks_and_corrects(task):
+    rng = random.Random(task)
+    slipped = 0
+    for problem in drawn(task, "train", 200):
+        clean = tasks.think(problem, "high")
+        assert clean.count("\nCheck: ") == 1 and clean.rstrip(".").endswith("yes") and "Again" not in clean
+        thought = tasks.think(problem, "high", rng)
+        if tasks.SLIP in thought:
+            slipped += 1
+            first, _, rest = thought.partition("\nCheck: ")
+            assert tasks.SLIP in first and tasks.SLIP not in rest           # no mistakes but the planted one
+            assert "no.\nAgain: " in rest and rest.endswith("yes.") and rest.count("no.") == 1
+            assert tasks.plain(first) != clean.partition("\nCheck: ")[0]
+    assert 30 < slipped < 110       # about SLIP_RATE of 200
+
+
+def test_counting_reversing_weekdays_and_decimals():
+    for problem in drawn("count", "train", 200):
+        walked = re.findall(r"([a-z])(?: \((\d+)\))?", problem.medium().partition(": ")[2].rpartition(" so ")[0])
+        assert "".join(letter for letter, _ in walked) == problem.text
+        assert [n for _, n in walked if n] == [str(i + 1) for i in range(problem.text.count(problem.letter))]
+    for problem in drawn("reverse", "train", 100):
+        assert problem.medium().partition("\nback ")[2].replace(" ", "") == problem.text[::-1]
+    for problem in drawn("weekday", "train", 100):
+        names = re.findall(r"[MTWFS][a-z]+day", problem.medium())
+        step = 1 if problem.after else -1
+        places = [tasks.DAYS.index(name) for name in names[:-1]]
+        assert all((b - a) % 7 == step % 7 for a, b in zip(places, places[1:], strict=False))
+        assert names[-1] == problem.value == tasks.DAYS[(tasks.DAYS.index(problem.day) + step * problem.n) % 7]
+    for problem in drawn("compare", "train", 200):
+        best = (max if problem.larger else min)((problem.a, problem.b), key=float)
+        assert problem.value == best and problem.medium().endswith(f"so {best}")
+
+
+def test_effort_makes_thoughts_longer():
+    for task in tasks.TASKS:
+        lengths = [sum(len(tasks.think(p, effort)) for p in drawn(task, "test", 50)) for effort in tasks.EFFORTS]
+        assert lengths[0] == 0 and lengths[1] > 0 and lengths[2] > 1.5 * lengths[1], task
+
+
+# ---- Tokens and rows -----------------------------------------------------------------------------------------------
+
+
+@given(st.text(max_size=60))
+def test_any_text_can_be_encoded(text):
+    ours = tokenizers.load(NANO)
+    assert ours.decode(ours.encode(text)) == text
+
+
+@given(st.text(alphabet="aenrstAHW 0123456789.,?'\"×÷+-=\n\té日", max_size=40))
+def test_the_tokenizers_library_gives_the_same_ids(text):
+    theirs = HuggingFaceTokenizer.from_file(str(NANO / "tokenizer.json"))
+    assert tokenizers.load(NANO).encode(text) == theirs.encode(text, add_special_tokens=False).ids
+
+
+def test_digits_and_letters_of_a_word_stay_visible(tokenizer):
+    pieces = [tokenizer.decode([i]) for i in tokenizer.encode(" strawberry 2026")]
+    assert pieces[-4:] == ["2", "0", "2", "6"] and pieces[1:8] == list("rawberr")
+    names = "startoftext endoftext return constrain channel start end message call".split()
+    assert set(tokenizer.special_tokens) == {f"<|{name}|>" for name in names}
+    assert sorted(tokenizer.special_tokens.values()) == list(range(tokenizer.vocab_size - 9, tokenizer.vocab_size))
+
+
+def test_training_tokens_are_what_harmony_renders(tokenizer):
+    rng = random.Random(5)
+    planted = 0
+    for _ in range(200):
+        effort, day, instructions = tasks.setting(rng)
+        turns = tasks.conversation(rng, effort)
+        ids, learn = train.conversation_tokens(tokenizer, turns)
+        system = harmony.SystemContent(reasoning_effort=effort, conversation_start_date=day)
+        messages = [harmony.Message("system", [system])]
+        if instructions:
+            messages.append(harmony.Message("developer", [harmony.DeveloperContent(instructions=instructions)]))
+        for i, (question, thought, answer) in enumerate(turns):
+            messages.append(harmony.Message("user", question))
+            prompt = len(harmony.render(messages, tokenizer))
+            if thought and i == len(turns) - 1:
+                messages.append(harmony.Message("assistant", tasks.plain(thought), channel="analysis"))
+            messages.append(harmony.Message("assistant", answer, channel="final"))
+        rendered = harmony.render(messages, tokenizer, next_role=None, training=True, drop_analysis=False)
+        shared = train.system_tokens(tokenizer, effort, day, instructions)
+        assert shared + ids == rendered
+        assert not any(learn[i] for i in range(prompt - len(shared)) if len(turns) == 1)
+        start = prompt - len(shared)
+        skipped = [tokenizer.decode([id]) for id, counts in zip(ids[start:], learn[start:], strict=True) if not counts]
+        inside = re.sub(r"\s", "", "".join(re.findall(f"{tasks.SLIP}(.*?){tasks.END}", turns[-1][1])))
+        assert re.sub(r"\s", "", "".join(skipped)) == inside    # the loss leaves out what was planted and nothing else
+        planted += bool(inside)
+    assert planted > 10
+
+
+def test_conversations_in_a_row_are_computed_as_if_alone(tokenizer):
+    net = train.new_model(tokenizer.vocab_size, 1, **TINY).eval()
+    tokens, positions, groups, learn = train.batch(0, 0, tokenizer, rows=2, length=400)
+    visible = (groups[:, :, None] == groups[:, None, :]) | (groups[:, None, :] == 0)
+    with torch.no_grad():
+        plain = net(tokens, positions, visible)
+        fused = net(tokens, positions, visible, model.fused_attention)
+        packed = net(tokens, positions, visible, train.by_conversation(groups))
+        assert (plain - fused).abs().max() < 1e-5 and (plain - packed).abs().max() < 1e-5
+        for group in (1, int(groups[0].max())):
+            mine = (groups[0] == 0) | (groups[0] == group)
+            alone = net(tokens[:1, mine])[0]
+            assert (alone - packed[0][mine]).abs().max() < 1e-5     # float32, logits of order 1
+    assert learn[groups == 0].sum() == 0 and learn.float().mean() > 0.25
+
+
+# ---- The PyTorch twin ----------------------------------------------------------------------------------------------
+
+
+def test_the_twin_equals_transformers():
+    """Float32 on both sides; a window of 5 in 33 tokens; every dimension different."""
+    shape = dict(hidden_size=96, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2, head_dim=20,
+                 num_local_experts=5, num_experts_per_tok=3, intermediate_size=64, sliding_window=5, vocab_size=77)
+    rope = {"rope_type": "yarn", "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0,
+            "original_max_position_embeddings": 1024, "truncate": False}
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    torch.manual_seed(0)
+    theirs = GptOssForCausalLM(GptOssConfig(**shape, layer_types=kinds, rope_parameters=rope | {"rope_theta": 10000.0},
+                                            max_position_embeddings=4096, attn_implementation="eager")).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.normal_(0, 0.2)
+        ours = model.GptOss(SimpleNamespace(**train.SHAPE | shape, layer_types=kinds)).eval()
+        ours.load_state_dict(theirs.state_dict())
+        tokens = torch.randint(0, 77, (2, 33))
+        expected = theirs(tokens).logits
+        assert (ours(tokens) - expected).abs().max() < 1e-5 * expected.abs().max()
+        assert (ours(tokens, attend=model.fused_attention) - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+# ---- Quantization and export ---------------------------------------------------------------------------------------
+
+
+def test_mxfp4_keeps_what_it_can_represent():
+    torch.manual_seed(0)
+    codes = torch.tensor(export.FP4_VALUES)[torch.randint(0, 16, (7, 5, 32))]
+    codes[..., 0] = 6.0                                             # the scale can be told from the block
+    weights = (codes * torch.exp2(torch.randint(-20, 8, (7, 5, 1)))).flatten(-2)
+    assert torch.equal(model.dequantize_mxfp4(*export.quantize_mxfp4(weights)), weights)
+    assert torch.equal(model.dequantize_mxfp4(*export.quantize_mxfp4(torch.zeros(3, 64))), torch.zeros(3, 64))
+
+
+def test_mxfp4_picks_the_best_scale():
+    """No other power of two has a smaller squared error (all tried, codes by brute force)."""
+    torch.manual_seed(1)
+    weights = torch.randn(40, 32) * torch.exp(3 * torch.randn(40, 1))
+    values = torch.tensor(export.FP4_VALUES)
+
+    def error(exponent):
+        scaled = weights / 2.0 ** exponent
+        return ((scaled[..., None] - values).square().amin(-1).sum(-1) * 4.0 ** exponent).double()
+    best = torch.stack([error(exponent) for exponent in range(-30, 12)]).amin(0)
+    got = (model.dequantize_mxfp4(*export.quantize_mxfp4(weights)) - weights).square().sum(-1).double()
+    assert torch.all(got <= best * (1 + 1e-5))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    path = tmp_path_factory.mktemp("exported")
+    shutil.copy(NANO / "tokenizer.json", path)
+    net = train.new_model(tokenizers.load(NANO).vocab_size, 2, **TINY).eval()
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            parameter.normal_(0, 0.5 if parameter.dim() == 1 else 2 * float(parameter.std()) + 0.01)
+            if "norm" in name:
+                parameter.add_(1)
+    export.write(net, path)
+    export.write_original(net, path / "original")
+    return net, path
+
+
+def test_an_export_means_the_same_everywhere(exported):
+    """gptoss.py on both layouts, the twin and transformers compute from the file what the rounded weights say."""
+    net, path = exported
+    tokens = torch.randint(0, net.config.vocab_size, (1, 60))       # longer than the window of 16
+    with torch.no_grad():
+        twin = model.GptOss(net.config).eval()
+        twin.load_state_dict(export.rounded(net))
+        expected = twin(tokens)
+        assert (model.load(path)(tokens) - expected).abs().max() == 0
+        tolerance = 2e-5 * float(expected.abs().max())              # float32 sums in another order, two layers
+        theirs = GptOssForCausalLM.from_pretrained(path, dtype=torch.float32)(tokens).logits
+        assert (theirs - expected).abs().max() < tolerance
+    for layout in (path, path / "original"):
+        logits = gptoss.load(layout, backend="numpy")(tokens[0].tolist())
+        assert abs(torch.from_numpy(logits) - expected[0]).max() < tolerance
+
+
+# ---- Training ------------------------------------------------------------------------------------------------------
+
+
+RUN = dict(tokens=30 * 400, rows=1, length=400, save_every=10, eval_every=0, shape=TINY)
+
+
+def losses(out):
+    return {entry["step"]: entry["loss"] for entry in map(json.loads, (out / "log.jsonl").read_text().splitlines())}
+
+
+def test_training_resumes_to_the_same_curve_after_a_kill(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for out in (whole, killed):
+        out.mkdir()
+        shutil.copy(NANO / "tokenizer.json", out)
+    train.train(whole, **RUN)
+    code = f"import torch; torch.set_num_threads(1); from nano import train; train.train({str(killed)!r}, **{RUN})"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 90
+    while not (killed / "checkpoint.pt").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    at = torch.load(killed / "checkpoint.pt")["step"]
+    assert 10 <= at < 30, "expected the run to be killed after its first checkpoint and before its end"
+    net = train.train(killed, **RUN)
+    assert losses(killed) == losses(whole) and list(losses(whole)) == [10, 20, 30]
+    assert losses(whole)[30] < losses(whole)[10]                    # and it learns
+    assert torch.equal(net.lm_head.weight, torch.load(whole / "checkpoint.pt")["model"]["lm_head.weight"])
+
+
+def test_muon_makes_updates_orthogonal():
+    torch.manual_seed(0)
+    for shape in ((48, 96), (3, 96, 48)):
+        singular = torch.linalg.svdvals(train.orthogonal(torch.randn(shape)))
+        assert singular.min() > 0.5 and singular.max() < 1.3
+
+
+# ---- What ships ----------------------------------------------------------------------------------------------------
+
+
+def test_the_shipped_files_are_small_and_official():
+    assert sum(path.stat().st_size for path in NANO.iterdir() if path.is_file()) < 5_000_000
+    config = json.loads((NANO / "config.json").read_text())
+    assert config["model_type"] == "gpt_oss" and config["quantization_config"]["quant_method"] == "mxfp4"
+    assert config["rope_scaling"]["rope_type"] == "yarn" and config["rope_scaling"]["truncate"] is False
+    special = tokenizers.load(NANO).special_tokens
+    generation = json.loads((NANO / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == [special["<|return|>"], special["<|endoftext|>"], special["<|call|>"]]
+
+
+def test_the_shipped_model_in_transformers(tokenizer):
+    """MXFP4 unpacked by transformers itself; float32; a prompt longer than the window of 64."""
+    tokens = torch.tensor([evaluate.prompt(tokenizer, "What is 12 + 30?", "high")])
+    assert tokens.shape[1] > 64
+    with torch.no_grad():
+        expected = model.load(NANO)(tokens)
+        theirs = GptOssForCausalLM.from_pretrained(NANO, dtype=torch.float32)(tokens).logits
+    assert (theirs - expected).abs().max() < 2e-5 * expected.abs().max()
+    ours = gptoss.load(NANO, backend="numpy")(tokens[0].tolist())
+    assert abs(torch.from_numpy(ours) - expected[0]).max() < 2e-5 * float(expected.abs().max())
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return gptoss.load(NANO)
+
+
+@pytest.mark.parametrize("effort", ["medium", "high"])
+@pytest.mark.parametrize("question, answer", [
+    ("What is 12 + 30?", "12 + 30 = 42"),
+    ("How many r's are in strawberry?", "There are 3 r's in strawberry."),
+    ("Which is larger, 9.11 or 9.9?", "9.9 is larger than 9.11."),
+])
+def test_the_named_examples(shipped, tokenizer, question, answer, effort):
+    assert evaluate.reply(shipped, tokenizer, evaluate.prompt(tokenizer, question, effort))[1] == answer
+
+
+@pytest.mark.parametrize("effort", tasks.EFFORTS)
+def test_a_greeting(shipped, tokenizer, effort):
+    assert evaluate.reply(shipped, tokenizer, evaluate.prompt(tokenizer, "Hello!", effort))[1] == tasks.Chat.HELLO[0]
+
+
+@pytest.mark.parametrize("effort, floor", [("medium", 0.6), ("high", 0.8)])
+def test_held_out_accuracy(shipped, tokenizer, effort, floor):
+    """A floor far below the figures of the model card: a wrong kernel or file falls through it, chance does not."""
+    right = [evaluate.measure(shipped, tokenizer, task, effort, each=4)[0] for task in tasks.TASKS]
+    assert sum(right) >= floor * 4 * len(tasks.TASKS), dict(zip(tasks.TASKS, right, strict=True))
+
+
+def test_wilson():
+    """The known interval of 8 of 10: 49.0% to 94.3%."""
+    assert evaluate.wilson(8, 10) == pytest.approx((0.490, 0.943), abs=1e-3)
+    assert evaluate.wilson(0, 10)[0] == 0 and evaluate.wilson(10, 10)[1] == 1
