@@ -1,0 +1,402 @@
+"""The three operations that take nearly all the time, in Numba: each the fast twin of one in gptoss.py.
+
+    linear      dense weights (bf16 as published, or int8)       x [T, N] -> [T, M]
+    attention   sinks, sliding window, online softmax            q [T, H, D] -> [T, H, D]
+    experts     MXFP4 weights, straight from their packed bytes  x [T, N] -> [T, N]
+
+This file knows arrays, not models. Letters as in gptoss.py. There are two regimes. For a few tokens (decoding) a weight
+is used once or twice, so speed is memory bandwidth: stream each weight once, packed, and convert it in registers. For
+many tokens (a prompt) it is arithmetic: a tile of weights is widened to float32 in cache and multiplied by all tokens.
+"""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
+import numpy as np
+from numba import njit, prange, types
+from numba.extending import overload
+from threadpoolctl import ThreadpoolController
+
+from simd import (
+    first_to_float,
+    fma,
+    last_to_float,
+    load_f32x16,
+    load_i8x32,
+    load_i16x32,
+    load_u8x16,
+    look_up,
+    multiply_add,
+    nibbles,
+    splat,
+    store,
+    sum_lanes,
+    times,
+    to_float,
+    zeros,
+)
+
+FEW = 4  # up to so many tokens the weights are streamed; above, they are widened tile by tile
+TILE = 96 * 2880  # numbers in a tile of weights: as float32 they fill a 1 MiB level-2 cache
+SUMS = {"reassoc", "contract", "nsz"}  # sums in any order, so that their loops become vector code; inf and nan stay
+
+# Compiled code is kept on disk beside this file (__pycache__), so only the first run compiles.
+jit = njit(cache=True, nogil=True, fastmath=SUMS)
+parallel_jit = njit(cache=True, parallel=True, fastmath=SUMS)
+
+
+# ---- Number formats -------------------------------------------------------------------------------------------------
+
+
+def widen(x):
+    """One bf16 bit pattern (uint16) -> float32, exactly; a float32 passes through."""
+
+
+@overload(widen, inline="always")
+def widen_compiled(x):
+    if isinstance(x, types.Float):
+        return lambda x: x
+    return lambda x: np.uint32(np.uint32(x) << np.uint32(16)).view(np.float32)
+
+
+@jit
+def e8m0(byte):
+    """2^(byte - 127) as float32: the byte is the exponent. 0 is the subnormal 2^-127, 255 is nan."""
+    byte = np.uint32(byte)
+    bits = max(byte << np.uint32(23), np.uint32(1 << 22)) | ((byte + np.uint32(1)) >> np.uint32(8))
+    return np.uint32(bits).view(np.float32)
+
+
+@jit
+def round_to_int16(x, rounded, scales):
+    """x [J, N] -> rounded int16 [J, N] times scales [J, N/32], each block of 32 with its even elements first.
+
+    The packed bytes hold even elements in low nibbles and odd ones in high nibbles, and this order meets them as
+    `nibbles` unpacks them. 16 bits leave an error of 2e-5, where the bf16 of the official code leaves 4e-3. The half in
+    the scale undoes the doubling in `look_up`.
+    """
+    J, N = x.shape
+    for j in range(J):
+        for b in range(N // 32):
+            peak = np.float32(0)
+            for i in range(32):
+                peak = max(peak, abs(x[j, 32 * b + i]))
+            steps = np.float32(0) if peak == 0 else np.float32(32767) / peak
+            for i in range(16):
+                rounded[j, 32 * b + i] = np.int16(np.rint(x[j, 32 * b + 2 * i] * steps))
+                rounded[j, 32 * b + 16 + i] = np.int16(np.rint(x[j, 32 * b + 2 * i + 1] * steps))
+            scales[j, b] = peak / np.float32(32767) * np.float32(0.5)
+
+
+@jit
+def even_first(i):
+    """Where element i of a row stands in that order."""
+    return i // 32 * 32 + (i % 2) * 16 + i % 32 // 2
+
+
+def evens_first(x):
+    """x [T, N] with the columns of each 32 in that order."""
+    return np.ascontiguousarray(x.reshape(len(x), -1, 16, 2).swapaxes(2, 3)).reshape(x.shape)
+
+
+# ---- A few tokens: stream the weights -------------------------------------------------------------------------------
+
+
+@parallel_jit
+def stream_bf16(x, weight, y):
+    """y [T, M] = x [T, N] @ weight [M, N]^T. A plain loop: Numba's own vector code reaches the memory's limit."""
+    T, N = x.shape
+    for m in prange(weight.shape[0]):
+        for t in range(T):  # the row stays in the level-1 cache
+            total = np.float32(0)
+            for n in range(N):
+                total += widen(weight[m, n]) * x[t, n]
+            y[t, m] = total
+
+
+@parallel_jit
+def stream_int8(x, values, scales, y):
+    """y [T, M] = x [T, N] @ (values [M, N] * scales [M, N/32])^T."""
+    T, N = x.shape
+    whole = N // 32
+    flat_x, flat_values = x.reshape(-1), values.reshape(-1)
+    for m in prange(values.shape[0]):
+        for t in range(T):
+            lanes = zeros()
+            for b in range(whole):
+                w, at = load_i8x32(flat_values, m * N + 32 * b), t * N + 32 * b
+                block = times(first_to_float(w), load_f32x16(flat_x, at))
+                block = fma(last_to_float(w), load_f32x16(flat_x, at + 16), block)
+                lanes = fma(block, splat(scales[m, b]), lanes)
+            total = sum_lanes(lanes)
+            for n in range(32 * whole, N):
+                total += np.float32(values[m, n]) * scales[m, whole] * x[t, n]
+            y[t, m] = total
+
+
+@jit
+def dot_mxfp4(blocks, scales, row, x, x_scales, j, B):
+    """Row `row` of packed weights times row j of x, both of B blocks; blocks, scales, x and x_scales are flat.
+
+    Most of a decoded token's time is spent here. Sums of e2m1 * int16 are exact in integers; each block then adds to 16
+    running sums, and only the row's end adds those up.
+    """
+    lanes = zeros()
+    for b in range(B):
+        at = row * B + b
+        w = look_up(nibbles(load_u8x16(blocks, 16 * at)))
+        products = multiply_add(w, load_i16x32(x, 32 * (j * B + b)))
+        lanes = fma(to_float(products), splat(e8m0(scales[at]) * x_scales[j * B + b]), lanes)
+    return sum_lanes(lanes)
+
+
+@jit
+def swiglu(gate, up, limit):
+    gate, up = min(gate, limit), min(max(up, -limit), limit)
+    return gate / (np.float32(1) + np.exp(np.float32(-1.702) * gate)) * (up + np.float32(1))
+
+
+@parallel_jit
+def stream_gate_up(x, x_scales, chosen, blocks, scales, bias, limit, h):
+    """h [T * K, F]: for token t and its k-th expert, SwiGLU of rows 2f (gate) and 2f + 1 (up)."""
+    T, K = chosen.shape
+    F, B = h.shape[1], blocks.shape[2]
+    x, x_scales, blocks, scales = x.reshape(-1), x_scales.reshape(-1), blocks.reshape(-1), scales.reshape(-1)
+    for i in prange(T * K * F):
+        j, f = i // F, i % F
+        t, e = j // K, chosen[j // K, j % K]
+        row = e * 2 * F + 2 * f
+        gate = dot_mxfp4(blocks, scales, row, x, x_scales, t, B) + widen(bias[e, 2 * f])
+        up = dot_mxfp4(blocks, scales, row + 1, x, x_scales, t, B) + widen(bias[e, 2 * f + 1])
+        h[j, f] = swiglu(gate, up, limit)
+
+
+@parallel_jit
+def stream_down(h, h_scales, chosen, weights, blocks, scales, bias, y):
+    """y [T, N]: the down projections of each token's K experts, weighted and summed."""
+    T, K = chosen.shape
+    N, B = y.shape[1], blocks.shape[2]
+    h, h_scales, blocks, scales = h.reshape(-1), h_scales.reshape(-1), blocks.reshape(-1), scales.reshape(-1)
+    for i in prange(T * N):
+        t, n = i // N, i % N
+        total = np.float32(0)
+        for k in range(K):
+            e = chosen[t, k]
+            down = dot_mxfp4(blocks, scales, e * N + n, h, h_scales, t * K + k, B) + widen(bias[e, n])
+            total += weights[t, k] * down
+        y[t, n] = total
+
+
+# ---- Many tokens: widen a tile, multiply it by all of them ----------------------------------------------------------
+
+
+@jit
+def widen_bf16(weight, first, tile):
+    """tile [rows, N] = weight [first : first + rows], in float32."""
+    for r in range(tile.shape[0]):
+        for n in range(tile.shape[1]):
+            tile[r, n] = widen(weight[first + r, n])
+
+
+@jit
+def widen_int8(values, scales, first, tile):
+    for r in range(tile.shape[0]):
+        for n in range(tile.shape[1]):
+            tile[r, n] = np.float32(values[first + r, n]) * scales[first + r, n // 32]
+
+
+@jit
+def widen_mxfp4(blocks, scales, first, tile):
+    """tile [rows, N] = rows first, first + 1, ... of flat packed weights, in float32, columns in `even_first` order."""
+    rows, N = tile.shape
+    tile, B = tile.reshape(-1), N // 32
+    for b in range(rows * B):
+        at = first * B + b
+        w = look_up(nibbles(load_u8x16(blocks, 16 * at)))
+        scale = splat(e8m0(scales[at]) * np.float32(0.5))
+        store(tile, 32 * b, times(first_to_float(w), scale))
+        store(tile, 32 * b + 16, times(last_to_float(w), scale))
+
+
+THREADS = numba.get_num_threads()
+threads = ThreadPoolExecutor(THREADS)
+# One pool of threads must own the cores. BLAS's own threads spin for a while after each product, and a parallel loop of
+# Numba's that meets them waits for the scheduler. So BLAS is held to one thread, and gets its others from this pool.
+ThreadpoolController().select(user_api="blas").limit(limits=1)
+
+
+def multiply_tiles(N, tasks):
+    """For each task (x [n, N], widen_rows, M, y [n, M]): y = x @ W^T, where widen_rows(first, tile) makes rows of W.
+
+    Each thread widens its own tiles and multiplies them.
+    """
+    rows = max(16, TILE // N // 16 * 16)
+    pieces = [(task, first) for task in tasks for first in range(0, task[2], rows)]
+
+    def share(worker):
+        tile = np.empty((rows, N), np.float32)
+        for (x, widen_rows, M, y), first in pieces[worker::THREADS]:
+            part = tile[: min(rows, M - first)]
+            widen_rows(first, part)
+            np.matmul(x, part.T, out=y[:, first : first + len(part)])
+
+    list(threads.map(share, range(THREADS)))
+
+
+@parallel_jit
+def swiglu_rows(gate_up, bias, expert, limit, h):
+    """h [J, F] = SwiGLU of gate_up [J, 2F] + bias [E, 2F] of each row's expert, columns in `even_first` order."""
+    J, F = h.shape
+    for j in prange(J):
+        e = expert[j]
+        for f in range(F):
+            gate, up = gate_up[j, 2 * f] + widen(bias[e, 2 * f]), gate_up[j, 2 * f + 1] + widen(bias[e, 2 * f + 1])
+            h[j, even_first(f)] = swiglu(gate, up, limit)
+
+
+@parallel_jit
+def combine(down, bias, place, chosen, weights, y):
+    """y [T, N]: token t's K results, which stand in rows place [T, K] of down [T * K, N], weighted and summed."""
+    T, K = chosen.shape
+    for t in prange(T):
+        y[t] = 0
+        for k in range(K):
+            for n in range(y.shape[1]):
+                y[t, n] += weights[t, k] * (down[place[t, k], n] + widen(bias[chosen[t, k], n]))
+
+
+# ---- The three operations -------------------------------------------------------------------------------------------
+
+
+def linear(x, weight, bias=None):
+    """x [T, N] @ weight [M, N]^T + bias [M] -> float32 [T, M]; weight bf16 [M, N], or int8 values and scales."""
+    T, N = x.shape
+    quantized = isinstance(weight, tuple)
+    M = len(weight[0] if quantized else weight)
+    y = np.empty((T, M), np.float32)
+    if T <= FEW:
+        x = np.ascontiguousarray(x)
+        stream_int8(x, *weight, y) if quantized else stream_bf16(x, weight, y)
+    else:
+
+        def widen_rows(first, tile):
+            widen_int8(*weight, first, tile) if quantized else widen_bf16(weight, first, tile)
+
+        multiply_tiles(N, [(x, widen_rows, M, y)])
+    if bias is not None:
+        y += (bias.astype(np.uint32) << 16).view(np.float32)
+    return y
+
+
+def experts(x, chosen, weights, layer, limit):
+    """Mixture of experts: x [T, N] -> [T, N]; chosen, weights [T, K]. See gptoss.experts."""
+    few = len(x) <= FEW
+    return (stream_experts if few else tile_experts)(x, chosen, weights, layer, np.float32(limit))
+
+
+def stream_experts(x, chosen, weights, layer, limit):
+    T, N = x.shape
+    J, F = chosen.size, layer.down.blocks.shape[2] * 32
+    rounded, scales = np.empty((T, N), np.int16), np.empty((T, N // 32), np.float32)
+    round_to_int16(x, rounded, scales)
+    h = np.empty((J, F), np.float32)
+    stream_gate_up(rounded, scales, chosen, *layer.gate_up, layer.gate_up_bias, limit, h)
+    rounded, scales = np.empty((J, F), np.int16), np.empty((J, F // 32), np.float32)
+    round_to_int16(h, rounded, scales)
+    y = np.empty((T, N), np.float32)
+    stream_down(rounded, scales, chosen, weights, *layer.down, layer.down_bias, y)
+    return y
+
+
+def tile_experts(x, chosen, weights, layer, limit):
+    (T, N), K = x.shape, chosen.shape[1]
+    F = layer.down.blocks.shape[2] * 32
+    order = np.argsort(chosen, axis=None, kind="stable")  # (token, slot) pairs, grouped by expert
+    expert = chosen.reshape(-1)[order]
+    ends = np.searchsorted(expert, np.arange(len(layer.gate_up_bias) + 1))
+    groups = [(e, ends[e], ends[e + 1]) for e in np.unique(expert)]
+
+    def project(x, weight, M):  # x [T * K, N], grouped -> [T * K, M]
+        blocks, scales = (part.reshape(-1) for part in weight)
+        y = np.empty((len(x), M), np.float32)
+        tasks = []
+        for e, a, b in groups:
+
+            def widen_rows(first, tile, e=e):
+                widen_mxfp4(blocks, scales, e * M + first, tile)
+
+            tasks.append((x[a:b], widen_rows, M, y[a:b]))
+        multiply_tiles(x.shape[1], tasks)
+        return y
+
+    gate_up = project(evens_first(x)[order // K], layer.gate_up, 2 * F)
+    h = np.empty((T * K, F), np.float32)
+    swiglu_rows(gate_up, layer.gate_up_bias, expert, limit, h)
+    down = project(h, layer.down, N)
+    place = np.empty(T * K, np.int64)
+    place[order] = np.arange(T * K)
+    y = np.empty((T, N), np.float32)
+    combine(down, layer.down_bias, place.reshape(T, K), chosen, weights, y)
+    return y
+
+
+KEYS = 32  # keys a step
+
+
+@parallel_jit
+def attend(q, k, v, sinks, window, out):
+    """Online softmax (arXiv 1805.02867): one pass over the keys with a running peak, total and weighted sum of values.
+
+    The sink is where the pass begins: a first key whose logit is known and whose value is zero. Each key and value is
+    widened once for the H/G query heads that share it.
+    """
+    T, H, D = q.shape
+    S, G, _ = k.shape
+    R = H // G
+    scale = np.float32(1 / math.sqrt(D))
+    for task in prange(T * G):
+        t, g = task // G, task % G
+        last = S - T + t
+        peak, total, sums = np.empty(R, np.float32), np.ones(R, np.float32), np.zeros((R, D), np.float32)
+        row, p = np.empty(D, np.float32), np.empty((R, KEYS), np.float32)
+        for r in range(R):
+            peak[r] = widen(sinks[g * R + r])
+        for first in range(max(0, last - window + 1), last + 1, KEYS):
+            n = min(KEYS, last + 1 - first)
+            for s in range(n):
+                for d in range(D):
+                    row[d] = widen(k[first + s, g, d])
+                for r in range(R):
+                    dot = np.float32(0)
+                    for d in range(D):
+                        dot += q[t, g * R + r, d] * row[d]
+                    p[r, s] = dot * scale
+            for r in range(R):
+                new = peak[r]
+                for s in range(n):
+                    new = max(new, p[r, s])
+                shrink = np.exp(peak[r] - new)  # what was summed so far was relative to the old peak
+                peak[r] = new
+                total[r] *= shrink
+                for d in range(D):
+                    sums[r, d] *= shrink
+                for s in range(n):
+                    p[r, s] = np.exp(p[r, s] - new)
+                    total[r] += p[r, s]
+            for s in range(n):
+                for d in range(D):
+                    row[d] = widen(v[first + s, g, d])
+                for r in range(R):
+                    for d in range(D):
+                        sums[r, d] += p[r, s] * row[d]
+        for r in range(R):
+            for d in range(D):
+                out[t, g * R + r, d] = sums[r, d] / total[r]
+
+
+def attention(q, k, v, sinks, window):
+    """The last T of S positions attend -> float32 [T, H, D]; q [T, H, D], k, v [S, G, D]. See gptoss.attention."""
+    out = np.empty_like(q)
+    attend(q, k, v, sinks, window, out)
+    return out

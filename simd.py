@@ -1,0 +1,211 @@
+"""The few vector operations that kernels.py needs: each one is what a processor does to 16 or 32 numbers at a time.
+
+Numba turns a plain loop into vector instructions by itself where it can; it cannot for the 4-bit numbers of MXFP4. Here
+LLVM's own vectors become types that Numba code can pass around, and each operation is a function of a few lines. All
+but one are written in LLVM's generic operations, which it lowers to AVX2, AVX-512 or NEON alike. The exception is
+`look_up`: a shuffle of bytes on x86, and arithmetic that comes to the same elsewhere.
+"""
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, register_model
+
+# ---- Types ----------------------------------------------------------------------------------------------------------
+
+
+class Vector(types.Type):
+    """`lanes` numbers of one type in a register (or a few registers, where the processor's are shorter)."""
+
+    def __init__(self, element, lanes):
+        self.element, self.lanes = element, lanes
+        super().__init__(name=f"{element}x{lanes}")
+
+
+@register_model(Vector)
+class VectorModel(models.PrimitiveModel):
+    def __init__(self, manager, vector):
+        super().__init__(manager, vector, lowered(vector))
+
+
+def lowered(vector):
+    """The LLVM type of a Vector."""
+    float32 = vector.element is types.float32
+    return ir.VectorType(ir.FloatType() if float32 else ir.IntType(vector.element.bitwidth), vector.lanes)
+
+
+u8x16, i8x32, i16x32 = Vector(types.uint8, 16), Vector(types.int8, 32), Vector(types.int16, 32)
+i32x16, f32x16 = Vector(types.int32, 16), Vector(types.float32, 16)
+I32 = ir.IntType(32)
+
+
+def constant(vector, values):
+    return ir.Constant(lowered(vector), list(values))
+
+
+def repeat(vector, value):
+    return constant(vector, [value] * vector.lanes)
+
+
+def lanes(builder, v, picked):
+    """The lanes of v with these numbers, as a shorter vector."""
+    return builder.shuffle_vector(v, v, ir.Constant(ir.VectorType(I32, len(picked)), list(picked)))
+
+
+def call(builder, name, result, args):
+    function = ir.FunctionType(result, [a.type for a in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, function, name), args)
+
+
+# ---- Memory ---------------------------------------------------------------------------------------------------------
+
+
+def loader(vector):
+    @intrinsic
+    def load(typing, array, i):
+        def emit(context, builder, signature, args):
+            data = context.make_array(signature.args[0])(context, builder, args[0]).data
+            address = builder.bitcast(builder.gep(data, [args[1]]), lowered(vector).as_pointer())
+            return builder.load(address, align=1)
+
+        return vector(array, types.intp), emit
+
+    return load
+
+
+# load_X(array, i): lanes i, i + 1, ... of a C-contiguous array, which must have that many.
+load_u8x16, load_i16x32, load_f32x16 = loader(u8x16), loader(i16x32), loader(f32x16)
+load_i8x32 = loader(i8x32)
+
+
+@intrinsic
+def store(typing, array, i, v):
+    """array[i : i + 16] = v, a float32 array and an f32x16."""
+
+    def emit(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        builder.store(args[2], builder.bitcast(builder.gep(data, [args[1]]), args[2].type.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, f32x16), emit
+
+
+# ---- Packed 4-bit codes ---------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def nibbles(typing, packed):
+    """16 bytes -> 32 codes from 0 to 15: the low nibbles of all bytes, then the high ones."""
+
+    def emit(context, builder, signature, args):
+        low = builder.and_(args[0], repeat(u8x16, 15))
+        high = builder.lshr(args[0], repeat(u8x16, 4))
+        return builder.shuffle_vector(low, high, ir.Constant(ir.VectorType(I32, 32), list(range(32))))
+
+    return i8x32(u8x16), emit
+
+
+E2M1_TWICE = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]  # the sixteen e2m1 numbers, doubled, are integers
+
+
+@intrinsic
+def look_up(typing, codes):
+    """32 e2m1 codes -> 32 int8 numbers, twice what each code stands for."""
+
+    def shuffle(context, builder, signature, args):  # one vpshufb: each code picks a byte of the table
+        table = constant(i8x32, E2M1_TWICE * 2)
+        return call(builder, "llvm.x86.avx2.pshuf.b", lowered(i8x32), [table, args[0]])
+
+    def arithmetic(context, builder, signature, args):  # 0 1 2 3 4 6 8 12 = n + max(n - 4, 0) + 2 max(n - 6, 0)
+        zero = repeat(i8x32, 0)
+        n = builder.and_(args[0], repeat(i8x32, 7))
+        above = [call(builder, "llvm.smax.v32i8", n.type, [builder.sub(n, repeat(i8x32, k)), zero]) for k in (4, 6)]
+        magnitude = builder.add(builder.add(n, above[0]), builder.add(above[1], above[1]))
+        negative = builder.icmp_signed(">", args[0], repeat(i8x32, 7))
+        return builder.select(negative, builder.sub(zero, magnitude), magnitude)
+
+    def emit(context, *rest):
+        triple, cpu, features = context.codegen().magic_tuple()  # of the processor that Numba compiles for
+        return (shuffle if "+avx2" in features else arithmetic)(context, *rest)
+
+    return i8x32(i8x32), emit
+
+
+# ---- Arithmetic -----------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def multiply_add(typing, w, x):
+    """int8 w[32], int16 x[32] -> int32[16]: w[2i] x[2i] + w[2i+1] x[2i+1]. One vpmaddwd on x86."""
+
+    def emit(context, builder, signature, args):
+        wide = ir.VectorType(I32, 32)
+        products = builder.mul(builder.sext(args[0], wide), builder.sext(args[1], wide))
+        return builder.add(lanes(builder, products, range(0, 32, 2)), lanes(builder, products, range(1, 32, 2)))
+
+    return i32x16(i8x32, i16x32), emit
+
+
+@intrinsic
+def to_float(typing, v):
+    """int32[16] -> float32[16]."""
+    return f32x16(i32x16), lambda context, builder, signature, args: builder.sitofp(args[0], lowered(f32x16))
+
+
+def half_to_float(picked):
+    @intrinsic
+    def convert(typing, v):
+        def emit(context, builder, signature, args):
+            return builder.sitofp(lanes(builder, args[0], picked), lowered(f32x16))
+
+        return f32x16(i8x32), emit
+
+    return convert
+
+
+# int8[32] -> float32[16]: the first, the last sixteen
+first_to_float, last_to_float = half_to_float(range(16)), half_to_float(range(16, 32))
+
+
+@intrinsic
+def splat(typing, x):
+    """float32 x -> float32[16], all x."""
+
+    def emit(context, builder, signature, args):
+        one = builder.insert_element(ir.Constant(lowered(f32x16), ir.Undefined), args[0], ir.Constant(I32, 0))
+        return lanes(builder, one, [0] * 16)
+
+    return f32x16(types.float32), emit
+
+
+@intrinsic
+def times(typing, a, b):
+    """a * b, float32[16] each."""
+    return f32x16(f32x16, f32x16), lambda context, builder, signature, args: builder.fmul(*args)
+
+
+@intrinsic
+def fma(typing, a, b, c):
+    """a * b + c, rounded once, float32[16] each."""
+
+    def emit(context, builder, signature, args):
+        return call(builder, "llvm.fma.v16f32", args[0].type, args)
+
+    return f32x16(f32x16, f32x16, f32x16), emit
+
+
+@intrinsic
+def zeros(typing):
+    return f32x16(), lambda context, builder, signature, args: repeat(f32x16, 0.0)
+
+
+@intrinsic
+def sum_lanes(typing, v):
+    """float32[16] -> their sum, in any order. Slow beside the others: once a row, not once a block."""
+
+    def emit(context, builder, signature, args):
+        function = ir.FunctionType(ir.FloatType(), [ir.FloatType(), args[0].type])
+        reduce = cgutils.get_or_insert_function(builder.module, function, "llvm.vector.reduce.fadd.v16f32")
+        return builder.call(reduce, [ir.Constant(ir.FloatType(), 0.0), args[0]], fastmath=["reassoc"])
+
+    return types.float32(f32x16), emit
