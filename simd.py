@@ -105,7 +105,7 @@ def nibbles(typing, packed):
     return i8x32(u8x16), emit
 
 
-E2M1_TWICE = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]  # the sixteen e2m1 numbers, doubled, are integers
+E2M1_TWICE = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]  # e2m1 doubled: integers
 
 
 @intrinsic
@@ -136,7 +136,7 @@ def look_up(typing, codes):
 
 @intrinsic
 def multiply_add(typing, w, x):
-    """int8 w[32], int16 x[32] -> int32[16]: w[2i] x[2i] + w[2i+1] x[2i+1]. One vpmaddwd on x86."""
+    """int8 w[32], int16 x[32] -> int32[16], w[2i] x[2i] + w[2i+1] x[2i+1] (vpmaddwd on x86)."""
 
     def emit(context, builder, signature, args):
         wide = ir.VectorType(I32, 32)
