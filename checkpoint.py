@@ -66,7 +66,7 @@ def read_json(path):
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: expected JSON, found something else ({error})") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
@@ -78,13 +78,14 @@ def read_config(directory):
     path = Path(directory) / "config.json"
     raw = read_json(path)
     layout = "hf" if "model_type" in raw or "num_local_experts" in raw else "original"
+    written = {} if layout == "hf" else {new: old for old, new in ORIGINAL_KEYS.items()}  # keys as the file has them
 
     def fail(key, expected, found):
-        raise CheckpointError(f"{path}: {key}: expected {expected}, found {json.dumps(found)}")
+        raise CheckpointError(f"{path}: {written.get(key, key)}: expected {expected}, found {json.dumps(found)}")
 
     def number(source, key, kind, low, high, default=None):
         if key not in source and default is None:
-            raise CheckpointError(f"{path}: {key}: missing")
+            raise CheckpointError(f"{path}: {written.get(key, key)}: missing")
         value = source.get(key, default)
         fits = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
         if not (fits and low <= value <= high):
@@ -123,7 +124,9 @@ def read_config(directory):
         }
         for key in ("beta_fast", "beta_slow"):
             scaling[key] = number(yarn, key, float, 1e-6, 1e6, default=scaling[key])
-        scaling["truncate"] = bool(yarn.get("truncate", True))
+        scaling["truncate"] = yarn.get("truncate", True)
+        if not isinstance(scaling["truncate"], bool):
+            fail("truncate", "true or false", scaling["truncate"])
         longest = int(scaling["factor"] * scaling["original_max_position_embeddings"])
     elif rope_type == "default":
         longest = 131072
@@ -148,8 +151,8 @@ def read_config(directory):
         fail("num_attention_heads", f"a multiple of num_key_value_heads ({fields['num_key_value_heads']})",
              fields["num_attention_heads"])
     if fields["num_experts_per_tok"] > fields["num_local_experts"]:
-        fail("num_experts_per_tok", f"at most num_local_experts ({fields['num_local_experts']})",
-             fields["num_experts_per_tok"])
+        most = written.get("num_local_experts", "num_local_experts")
+        fail("num_experts_per_tok", f"at most {most} ({fields['num_local_experts']})", fields["num_experts_per_tok"])
 
     generation = Path(directory) / "generation_config.json"
     where, source = (generation, read_json(generation)) if generation.exists() else (path, raw)
@@ -171,6 +174,8 @@ STORED = {"BF16": np.dtype("<u2"), "U8": np.dtype("u1"), "F32": np.dtype("<f4")}
 ITEM_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "BF16": 16, "F16": 16, "I16": 16,
              "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8}
 
+MAX_HEADER = 100_000_000  # bytes, as in the safetensors library: a wrong length does not become gigabytes of JSON
+
 
 def map_safetensors(path):
     """{name: (dtype name, shape, bytes as a uint8 view)} of one file; raises CheckpointError where the file contradicts
@@ -187,12 +192,14 @@ def map_safetensors(path):
     except OSError as error:
         fail(f"cannot be read ({error.strerror or error})")
     header_size = int.from_bytes(data[:8].tobytes(), "little")
-    if header_size > size - 8:
-        fail(f"the header should have {header_size} bytes, but only {size - 8} follow its length")
+    if header_size > min(size - 8, MAX_HEADER):
+        most = f"only {size - 8} follow its length" if header_size > size - 8 else f"the format allows {MAX_HEADER}"
+        fail(f"the header should have {header_size} bytes, but {most}")
     try:
         header = json.loads(data[8 : 8 + header_size].tobytes())
-        assert isinstance(header, dict)
-    except (ValueError, RecursionError, AssertionError):
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict):
         fail("the header is not a JSON object")
     header.pop("__metadata__", None)
     data = data[8 + header_size :]
@@ -201,9 +208,11 @@ def map_safetensors(path):
     for name, entry in header.items():
         try:
             dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-            assert all(type(n) is int and n >= 0 for n in (*shape, begin, end)) and begin <= end
             bits = ITEM_BITS[dtype]
-        except (TypeError, KeyError, ValueError, AssertionError):
+            valid = all(type(n) is int and 0 <= n < 2**63 for n in (*shape, begin, end)) and begin <= end
+        except (TypeError, KeyError, ValueError):
+            valid = False
+        if not valid or len(shape) > 8:
             fail(f"{name}: expected a dtype, a shape and data_offsets in the header, found {json.dumps(entry)[:200]}")
         if end > len(data):
             fail(f"{name}: its bytes {begin} to {end} lie outside the {len(data)} bytes of data (a file cut short?)")
@@ -235,7 +244,7 @@ class Checkpoint:
             for file in files:
                 if Path(file).name != file or "\\" in file or not file.endswith(".safetensors"):
                     raise CheckpointError(f"{index}: expected names of .safetensors files beside it, found {file!r}")
-                if not (directory / file).is_file():
+                if not os.path.isfile(directory / file):  # (Path.is_file raises where a name is too long)
                     raise CheckpointError(f"{index}: {file}: no such file (a shard is missing)")
         else:
             where, files = None, sorted(path.name for path in directory.glob("*.safetensors"))
