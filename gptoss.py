@@ -389,7 +389,8 @@ def sample(logits, rng, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
     """One id drawn from logits [V]: temperature (0: the best id), then top_k, top_p, min_p, in transformers' order."""
     if temperature == 0:
         return int(np.argmax(logits))
-    p = np.exp((logits - logits.max()) / temperature, dtype=np.float64)
+    logits = logits.astype(np.float64)
+    p = np.exp((logits - logits.max()) / temperature)
     ids = np.arange(len(p))
     if top_k or top_p < 1:
         # All p below this together weigh less than 1 - top_p, so none is in the nucleus: most of 201,088 need no sort.
