@@ -47,7 +47,7 @@ def _type(schema: Any, indent: str = "") -> str:
             return "boolean"
         case list(kinds):
             names = ["number" if kind == "integer" else kind for kind in kinds if isinstance(kind, str)]
-            return " | ".join(names) or "any"
+            return " | ".join(names) if names else "any"
     return "any"
 
 
@@ -103,10 +103,12 @@ def _nullable(schema: Any, indent: str) -> str:
 
 def _default(schema: dict, bare: bool = True) -> str:
     """A default as text; `bare`: without quotes if it is one of an enum."""
-    value = schema["default"]
-    if isinstance(value, str) and not schema.get("enum"):
+    value, enum = schema["default"], schema.get("enum")
+    if not isinstance(value, str):
+        return _json(value)
+    if not (isinstance(enum, list) and enum):
         return f'"{value}"'
-    return value if isinstance(value, str) and bare else _json(value)
+    return value if bare else _json(value)
 
 
 def _json(value: Any) -> str:

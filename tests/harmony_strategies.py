@@ -33,33 +33,33 @@ numbers = st.one_of(
 scalars = st.one_of(st.none(), st.booleans(), numbers, texts(6))
 json_values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts(4), inner, max_size=3), max_leaves=4)
-kinds = st.sampled_from(["object", "array", "string", "number", "integer", "boolean", "null", "date"])
-descriptions = st.sampled_from(["first", "second"]) | texts()  # two that meet often: repeated ones are left out
+kinds = st.sampled_from(["string", "string", "number", "integer", "boolean", "null", "object", "array", "date"])
+descriptions = st.sampled_from(["first", "second"]) | texts()  # two that meet often: what was said is not said again
+values = st.sampled_from([["a", "b"], ["null"], [], "a", {}]) | st.lists(texts(4) | scalars, max_size=3)
+
+simple = st.fixed_dictionaries({}, optional={
+    "type": kinds | st.lists(kinds | scalars, max_size=3), "description": descriptions, "enum": values,
+    "default": st.sampled_from(["a", "z", "", 1]) | json_values, "nullable": mostly(st.booleans(), scalars)})
+leaves = mostly(simple, json_values)
 
 
 @st.composite
-def _schema(draw, inner):
-    schemas, values = mostly(st.lists(inner, max_size=3), json_values), st.lists(texts(4) | scalars, max_size=3)
-    usual = {
-        "description": descriptions, "title": texts(6), "default": json_values, "enum": values, "items": inner,
+def _compound(draw, inner):
+    """An object, an array or a oneOf, each with some of everything else; every value now and then of another type."""
+    keys = {
         "properties": st.dictionaries(names, inner, max_size=3), "required": st.lists(names, max_size=3),
-        "oneOf": schemas, "nullable": st.booleans(), "examples": values, "anyOf": schemas, "$ref": texts(4),
-        "const": scalars, "additionalProperties": inner, "pattern": texts(4)}
-    kind = draw(mostly(kinds, st.lists(kinds | scalars, max_size=3) | json_values))
-    fitting = {"object": ["properties", "required"], "array": ["items"], "string": ["enum", "default"]}
-    keys = fitting.get(kind if isinstance(kind, str) else None, ["oneOf"])
-    keys = draw(st.permutations([*keys, *draw(st.lists(st.sampled_from(sorted(usual)), max_size=4))]))
-    schema = {} if draw(st.integers(0, 9)) == 9 else {"type": kind}
-    for key in keys:
-        schema[key] = draw(mostly(usual[key], json_values))
+        "items": inner, "oneOf": st.lists(inner, max_size=3), "title": texts(6), "examples": values,
+        "anyOf": st.just([]), "$ref": texts(4), "const": scalars, "additionalProperties": inner, "pattern": texts(4)}
+    kind = draw(st.sampled_from(["object", "array", "oneOf"]))
+    chosen = {"object": ["properties", "required"], "array": ["items"], "oneOf": ["oneOf"]}[kind]
+    schema = draw(simple) | ({} if kind == "oneOf" else {"type": kind})
+    for key in draw(st.permutations([*chosen, *draw(st.lists(st.sampled_from(sorted(keys)), max_size=3))])):
+        schema[key] = draw(mostly(keys[key], json_values))
     return schema
 
 
-leaves = mostly(st.sampled_from([
-    {"type": "string"}, {"type": "number", "default": 10}, {"type": "integer", "nullable": True}, {"type": "null"}, {},
-    {"type": "string", "enum": ["a", "b"], "default": "a"}, {"type": "string", "description": "first"}]), json_values)
-schemas = st.recursive(leaves, _schema, max_leaves=5)
-parameters = st.none() | _schema(schemas) | st.fixed_dictionaries(
+schemas = st.recursive(leaves, _compound, max_leaves=6)
+parameters = st.none() | _compound(schemas) | st.fixed_dictionaries(
     {"type": st.just("object"), "properties": st.dictionaries(names, schemas, max_size=4)},
     optional={"required": st.lists(names, max_size=3), "description": texts()})
 
