@@ -36,7 +36,7 @@ for folder in (ROOT / "tests", ROOT):
     sys.path.insert(0, str(folder))
 
 # Every run tries the same examples, so that a failure is the next run's failure too. HYPOTHESIS_PROFILE=long tries
-# other ones each time, and more of them where a test says so; it prints the seed to repeat a run with.
+# other ones, chosen by --hypothesis-seed, and more of them where a test says so.
 hypothesis.settings.register_profile(
     "default", deadline=None, derandomize=True, database=None, print_blob=True,
     suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.large_base_example])
