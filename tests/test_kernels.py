@@ -1,0 +1,527 @@
+"""Each operation of kernels.py equals its twin of the same name in gptoss.py, and each of its pieces does what it says.
+
+Where the arithmetic is exact (small integers, powers of two) the two must be equal to the last bit. Elsewhere the
+difference is held against what rounding explains. U = 2^-24 is float32's unit roundoff. A sum of n products makes n
+roundings, each at most U of a partial sum, with signs as good as random: together about sqrt(n) U of the result's size.
+Both twins make them, in different orders: their distance is held to 2 sqrt(n) U, relative to the norm of the result.
+"""
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numba
+import numpy as np
+import pytest
+from numba import njit
+
+import gptoss
+import kernels
+from gptoss import MXFP4, dequantize, quantize_int8, round_to_bf16
+from kernels import FEW, KEYS, even_first, evens_first
+
+U = 2.0**-24
+TOKENS = (1, 2, FEW, FEW + 1, 23)
+
+
+def close(found, expected, tolerance):
+    assert found.shape == expected.shape and found.dtype == np.float32
+    found, expected = found.astype(np.float64), expected.astype(np.float64)  # squares of 1e-30 are 0 in float32
+    distance, norm = np.linalg.norm(found - expected), np.linalg.norm(expected)
+    assert distance <= tolerance * norm, f"distance {distance / norm:.2e} of the norm, expected at most {tolerance:.2e}"
+
+
+def frozen(*arrays):
+    """Read-only, as every array is that lies in a mapped file; Numba compiles for those apart."""
+    for array in arrays:
+        array.flags.writeable = False
+    return arrays if len(arrays) > 1 else arrays[0]
+
+
+def normal(rng, *shape):
+    return rng.standard_normal(shape, np.float32)
+
+
+def bf16(rng, *shape):
+    return frozen(round_to_bf16(normal(rng, *shape)))
+
+
+def mxfp4(rng, *shape, low=118, high=124):
+    """Random packed weights of `shape`; with scales around 2^-6 a sum over some dozens of inputs is of size 1."""
+    *rows, N = shape
+    blocks, scales = rng.integers(0, 256, (*rows, N // 32, 16), np.uint8), rng.integers(low, high, (*rows, N // 32))
+    return MXFP4(*frozen(blocks, scales.astype(np.uint8)))
+
+
+# ---- Pieces ---------------------------------------------------------------------------------------------------------
+
+
+@njit
+def widen_all(x, out):
+    for i in range(len(x)):
+        out[i] = kernels.widen(x[i])
+
+
+def test_widen():
+    bits = np.arange(2**16, dtype=np.uint16)
+    out = np.empty(2**16, np.float32)
+    widen_all(bits, out)
+    assert np.array_equal(out.view(np.uint32), gptoss.widen(bits).view(np.uint32))  # every pattern, nan's too
+    widen_all(out, again := np.empty_like(out))
+    assert np.array_equal(again.view(np.uint32), out.view(np.uint32))
+
+
+def test_e8m0():
+    found = np.array([kernels.e8m0(np.uint8(byte)) for byte in range(256)])
+    assert np.isnan(found[255]) and np.array_equal(found[:255], 2.0 ** (np.arange(255) - 127))  # 2^-127 is subnormal
+    assert np.array_equal(found.astype(np.float32), gptoss.E8M0, equal_nan=True)
+
+
+def test_even_first_and_evens_first():
+    x = np.arange(3 * 96).reshape(3, 96)
+    expected = [32 * b + n for b in range(3) for n in (*range(0, 32, 2), *range(1, 32, 2))]
+    assert np.array_equal(evens_first(x), x[:, expected])
+    assert np.array_equal(evens_first(x)[:, [even_first(i) for i in range(96)]], x)
+    assert evens_first(np.asfortranarray(x)).flags.c_contiguous
+
+
+def test_look_up_and_nibbles():
+    """All 256 bytes, at scale 1: the low nibble is the even element. One token of one-hot rows reads single weights."""
+    blocks = frozen(np.arange(256, dtype=np.uint8).reshape(16, 1, 16))
+    scales = frozen(np.full((16, 1), 127, np.uint8))
+    expected = dequantize(MXFP4(blocks, scales))  # [16, 32]
+    assert set(expected.reshape(-1)) == {0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.5, -1, -1.5, -2, -3, -4, -6}
+    for n, row in itertools.product(range(32), range(16)):
+        x = np.zeros(32, np.int16)
+        x[even_first(n)] = 32767
+        found = kernels.dot_mxfp4(blocks.reshape(-1), scales.reshape(-1), row, x, np.full(1, 0.5, np.float32), 0, 1)
+        assert found == 32767 * expected[row, n]
+
+
+@pytest.mark.parametrize("B", [1, 2, 5, 90])
+def test_dot_mxfp4(B):
+    """Rows of x and of the weights are picked by number. With one scale for all and x below 2^24 / (32 * 6 B), every
+    sum is an integer or a half below 2^24 and the result exact."""
+    rng = np.random.default_rng(B)
+    peak = min(32767, 2**24 // (32 * 6 * B) // 2)
+    x = rng.integers(-peak, peak + 1, (3, 32 * B)).astype(np.int16)
+    x_scales = np.full((3, B), 0.5, np.float32)
+    w = mxfp4(rng, 4, 32 * B, low=127, high=128)
+    for row, j in itertools.product(range(4), range(3)):
+        found = kernels.dot_mxfp4(w.blocks.reshape(-1), w.scales.reshape(-1), row, evens_first(x).reshape(-1),
+                                  x_scales.reshape(-1), j, B)
+        assert found == dequantize(w)[row].astype(np.float64) @ x[j]
+
+
+@pytest.mark.parametrize("byte", range(256))
+def test_scales_of_one_block(byte):
+    """Every scale byte: 2^-127 is subnormal, the greatest overflow to inf as in NumPy, 255 makes all nan, zeros too."""
+    rng = np.random.default_rng(byte)
+    blocks, scales = frozen(rng.integers(0, 256, (2, 1, 16), np.uint8), np.full((2, 1), byte, np.uint8))
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = dequantize(MXFP4(blocks, scales))
+    tile = np.empty((2, 32), np.float32)
+    kernels.widen_mxfp4(blocks.reshape(-1), scales.reshape(-1), 0, tile)
+    assert np.array_equal(tile, evens_first(expected), equal_nan=True)
+    x = rng.integers(-3, 4, 32).astype(np.int16)
+    found = kernels.dot_mxfp4(blocks.reshape(-1), scales.reshape(-1), 1, x, np.full(1, 0.5, np.float32), 0, 1)
+    units = evens_first(dequantize(MXFP4(blocks, np.full_like(scales, 127))))[1]
+    if byte < 247:  # no sum of 32 products up to 6 * 3 overflows, in any order
+        assert found == np.ldexp(units.astype(np.float64) @ x, byte - 127)
+        assert byte or found  # a scale of 0 would pass for 2^-127 if the sum were 0 by chance
+    else:
+        assert byte < 255 or np.isnan(found)
+
+
+@pytest.mark.parametrize(("rows", "B"), [(1, 1), (3, 2), (17, 5), (2, 90)])
+def test_widen_tiles(rows, B):
+    """A tile from the middle of the weights, exactly: bf16, int8, MXFP4."""
+    rng, N = np.random.default_rng(rows), 32 * B
+    tile = np.empty((rows, N), np.float32)
+    weight = bf16(rng, rows + 7, N)
+    kernels.widen_bf16(weight, 3, tile)
+    assert np.array_equal(tile, gptoss.widen(weight)[3 : 3 + rows])
+    weight = quantize_int8(weight)
+    kernels.widen_int8(*weight, 3, tile)
+    assert np.array_equal(tile, (weight.values * np.repeat(weight.scales, 32, axis=1))[3 : 3 + rows])
+    weight = mxfp4(rng, rows + 7, N)
+    kernels.widen_mxfp4(weight.blocks.reshape(-1), weight.scales.reshape(-1), 3, tile)
+    assert np.array_equal(tile, evens_first(dequantize(weight))[3 : 3 + rows])
+
+
+def test_widen_int8_with_a_short_last_block():
+    weight = quantize_int8(bf16(np.random.default_rng(0), 9, 75))
+    assert weight.scales.shape == (9, 3)
+    tile = np.empty((4, 75), np.float32)
+    kernels.widen_int8(*weight, 5, tile)
+    assert np.array_equal(tile, (weight.values * np.repeat(weight.scales, 32, axis=1)[:, :75])[5:])
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-3, 1, 1e4, 1e30])
+def test_round_to_int16(size):
+    """To the nearest of 65,535 steps: half a step off, and 0.004 for float32's rounding of a number near 32,767."""
+    rng = np.random.default_rng(1)
+    x = normal(rng, 5, 96) * np.float32(size)
+    x[2, 32:64] = 0
+    x[3, 5] = 100 * size
+    rounded, scales = np.empty((5, 96), np.int16), np.empty((5, 3), np.float32)
+    kernels.round_to_int16(x, rounded, scales)
+    blocks = evens_first(x).reshape(5, 3, 32).astype(np.float64)
+    peak = np.abs(blocks).max(-1)
+    assert np.array_equal(np.abs(rounded).reshape(5, 3, 32).max(-1), np.where(peak > 0, 32767, 0))
+    np.testing.assert_allclose(scales, peak / 32767 / 2, rtol=4 * U)
+    error = rounded.reshape(5, 3, 32) * (peak / 32767)[..., None] - blocks
+    assert (np.abs(error) <= 0.504 * peak[..., None] / 32767).all()
+    np.testing.assert_array_equal(rounded[2, 32:64], 0)
+
+
+def test_round_to_int16_of_almost_nothing():
+    """Where 32767 / peak overflows the integers mean nothing, but they are finite and their scale makes them vanish."""
+    x = np.full((1, 32), 1e-40, np.float32)
+    rounded, scales = np.empty((1, 32), np.int16), np.empty((1, 1), np.float32)
+    kernels.round_to_int16(x, rounded, scales)
+    assert 0 <= scales[0, 0] * 32768 * 2 <= 1.1e-40
+
+
+def test_swiglu():
+    """exp's argument 1.702 x is rounded, which exp turns into a relative error of |1.702 x| U: 1e-5 at x = -60."""
+    values = np.r_[-60:60:0.37, -1000, -7, 7, 0, 1000, -1e-30, np.inf, np.nan].astype(np.float32)
+    gate, up = (part.reshape(-1) for part in np.meshgrid(values, np.r_[values, -np.inf]))
+    with np.errstate(over="ignore"):
+        expected = gptoss.swiglu(np.stack([gate, up], axis=-1).reshape(-1), 7.0)
+    found = np.array([kernels.swiglu(g, u, np.float32(7)) for g, u in zip(gate, up, strict=True)], np.float32)
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-37)
+    assert np.isnan(found[np.isnan(gate) | np.isnan(up)]).all()
+
+
+# ---- linear ---------------------------------------------------------------------------------------------------------
+
+LINEAR = [(M, N) for M, N in [(1, 32), (3, 7), (17, 1), (15, 33), (16, 96), (50, 75), (131, 160), (7, 2880)]]
+
+
+@pytest.mark.parametrize(("M", "N"), LINEAR)
+def test_linear(M, N):
+    rng = np.random.default_rng(N)
+    weight, bias = bf16(rng, M, N), bf16(rng, M)
+    for T, b in itertools.product(TOKENS, (None, bias)):
+        x = normal(rng, T, N)
+        for w in (weight, quantize_int8(weight)):
+            found, expected = kernels.linear(x, w, b), gptoss.linear(x, w, b)
+            # A result of a few numbers may be small by chance where its terms are not: the norm of the terms then.
+            terms = np.linalg.norm(np.linalg.norm(x, axis=1)[:, None] * np.linalg.norm(gptoss.widen(weight), axis=1))
+            close(found, expected, 2 * np.sqrt(N + 1) * U * max(1, terms / np.linalg.norm(expected)))
+
+
+@pytest.mark.parametrize(("M", "N"), LINEAR)
+def test_linear_in_integers_is_exact(M, N):
+    """Sums of integers below 2^24: any order gives the same bits, so a missing or doubled term cannot hide."""
+    rng = np.random.default_rng(N)
+    integers = rng.integers(-7, 8, (M, N)).astype(np.float32)
+    weight, bias = frozen(round_to_bf16(integers)), frozen(round_to_bf16(rng.integers(-9, 9, M).astype(np.float32)))
+    scales = np.ldexp(np.float32(1), rng.integers(-2, 3, (M, -(-N // 32)))).astype(np.float32)
+    quantized = gptoss.Int8(integers.astype(np.int8), scales)
+    for T in TOKENS:
+        x = rng.integers(-60, 61, (T, N)).astype(np.float32)
+        exact = x.astype(np.float64) @ integers.T + gptoss.widen(bias)
+        assert np.array_equal(kernels.linear(x, weight, bias), exact)
+        assert np.array_equal(gptoss.linear(x, weight, bias), exact)
+        exact = x.astype(np.float64) @ (integers * np.repeat(scales, 32, axis=1)[:, :N]).T
+        assert np.array_equal(kernels.linear(x, quantized), exact)
+        assert np.array_equal(gptoss.linear(x, quantized), exact)
+
+
+def test_linear_at_the_edges_of_tiles(monkeypatch):
+    rng, N = np.random.default_rng(3), 40
+    for tile, rows in ((1, 16), (50 * N, 48)):
+        monkeypatch.setattr(kernels, "TILE", tile)
+        for M in (rows - 1, rows, rows + 1, 2 * rows, 5 * rows + 3):
+            weight, x = rng.integers(-7, 8, (M, N)).astype(np.float32), rng.integers(-9, 9, (9, N)).astype(np.float32)
+            assert np.array_equal(kernels.linear(x, frozen(round_to_bf16(weight))), x @ weight.T)
+            ones = np.ones((M, 2), np.float32)
+            assert np.array_equal(kernels.linear(x, gptoss.Int8(weight.astype(np.int8), ones)), x @ weight.T)
+
+
+def test_linear_of_mapped_rows_and_strided_x(tmp_path):
+    """The original layout has q, k and v in one tensor, so a weight is a slice of a mapped file's rows."""
+    rng = np.random.default_rng(4)
+    bf16(rng, 30, 64).tofile(tmp_path / "weights")
+    mapped = np.memmap(tmp_path / "weights", np.uint16, mode="r", shape=(30, 64))
+    q, k, v = np.split(mapped, [17, 24])
+    for T, w in itertools.product((3, 11), (q, k, v, mapped[:0])):
+        wide = normal(rng, T, 128)
+        for x in (wide[:, ::2], wide[:, 5:69], np.asfortranarray(wide[:, :64])):
+            found, expected = kernels.linear(x, w), gptoss.linear(x, w)
+            assert len(w) or found.shape == (T, 0)
+            close(found, expected, 2 * np.sqrt(64) * U)
+
+
+# ---- experts --------------------------------------------------------------------------------------------------------
+# Few tokens: x and then h are rounded to int16 with a step of 1/32767 of their block's peak. An error of at most half a
+# step, evenly spread, is step / sqrt(12); a peak is at most sqrt(32) of its block's root mean square. So each rounding
+# leaves at most sqrt(32) / 32767 / sqrt(12) = 5e-5 of the norm. The first is at most doubled on its way through SwiGLU
+# (a product of two factors that both depend on x): sqrt(2^2 + 1) * 5e-5.
+FEW_TOLERANCE = 1.1e-4
+
+
+def many_tolerance(N, F):
+    """No such rounding: two float32 sums in a row, the first doubled by SwiGLU."""
+    return 2 * U * (2 * np.sqrt(N) + np.sqrt(F))
+
+
+def expert_layer(rng, E, N, F, **scales):
+    return SimpleNamespace(gate_up=mxfp4(rng, E, 2 * F, N, **scales), gate_up_bias=bf16(rng, E, 2 * F),
+                           down=mxfp4(rng, E, N, F, **scales), down_bias=bf16(rng, E, N))
+
+
+EXPERTS = [(32, 64, 3, 2), (64, 32, 2, 1), (96, 64, 7, 4), (160, 96, 5, 3), (64, 416, 6, 6), (2880, 1440, 3, 2)]
+
+
+@pytest.mark.parametrize(("N", "F", "E", "K"), EXPERTS)
+def test_experts(N, F, E, K):
+    rng = np.random.default_rng(N)
+    layer = expert_layer(rng, E, N, F)
+    for T in TOKENS:
+        x = normal(rng, T, N)
+        chosen, weights = gptoss.route(normal(rng, T, E), K)  # `chosen` is a slice, not contiguous
+        found, expected = (o.experts(x, chosen, weights, layer, 7.0) for o in (kernels, gptoss))
+        close(found, expected, FEW_TOLERANCE if T <= FEW else many_tolerance(N, F))
+
+
+@pytest.mark.parametrize("T", TOKENS)
+def test_experts_one_for_all_and_some_for_none(T):
+    rng = np.random.default_rng(T)
+    layer = expert_layer(rng, 6, 96, 64)
+    x, weights = normal(rng, T, 96), np.tile(np.float32([0.7, 0.3]), (T, 1))
+    tolerance = FEW_TOLERANCE if T <= FEW else many_tolerance(96, 64)
+    for pick in ([0, 5], [5, 0], [3, 2]):
+        chosen = np.tile(pick, (T, 1))
+        found, expected = (o.experts(x, chosen, weights, layer, 7.0) for o in (kernels, gptoss))
+        close(found, expected, tolerance)
+    alone = [kernels.experts(x[t : t + 1], chosen[:1], weights[:1], layer, 7.0)[0] for t in range(T)]
+    close(np.stack(alone), expected, FEW_TOLERANCE)
+
+
+@pytest.mark.parametrize("limit", [0.05, 0.5, 1e6])
+def test_experts_clamp(limit):
+    """Gate above, up on both sides: most of them at the limit, or none."""
+    rng = np.random.default_rng(6)
+    layer = expert_layer(rng, 3, 96, 64)
+    for T in (2, 9):
+        x, (chosen, weights) = 3 * normal(rng, T, 96), gptoss.route(normal(rng, T, 3), 2)
+        found, expected = (o.experts(x, chosen, weights, layer, limit) for o in (kernels, gptoss))
+        close(found, expected, FEW_TOLERANCE if T <= FEW else many_tolerance(96, 64))
+
+
+def test_experts_at_the_edges_of_tiles(monkeypatch):
+    rng = np.random.default_rng(7)
+    layer = expert_layer(rng, 5, 96, 64)
+    x, (chosen, weights) = normal(rng, 13, 96), gptoss.route(normal(rng, 13, 5), 2)
+    expected = gptoss.experts(x, chosen, weights, layer, 7.0)
+    for tile in (1, 48 * 96, 64 * 96, 80 * 96, 96 * 96, 128 * 96):  # of 128 and 96 rows: parts, all, more than all
+        monkeypatch.setattr(kernels, "TILE", tile)
+        close(kernels.experts(x, chosen, weights, layer, 7.0), expected, many_tolerance(96, 64))
+
+
+def test_experts_at_odd_addresses():
+    """Bytes have no alignment: packed weights may begin anywhere in a file."""
+    rng = np.random.default_rng(8)
+    layer = expert_layer(rng, 3, 96, 64)
+    moved = SimpleNamespace(**vars(layer))
+    for field in ("gate_up", "down"):
+        parts = []
+        for part in getattr(layer, field):
+            room = np.empty(part.size + 1, np.uint8)
+            room[1:] = part.reshape(-1)
+            parts.append(frozen(room)[1:].reshape(part.shape))
+            assert parts[-1].ctypes.data % 2
+        setattr(moved, field, MXFP4(*parts))
+    for T in (3, 9):
+        x, (chosen, weights) = normal(rng, T, 96), gptoss.route(normal(rng, T, 3), 2)
+        found, expected = (kernels.experts(x, chosen, weights, w, 7.0) for w in (moved, layer))
+        assert np.array_equal(found, expected)
+
+
+def test_experts_do_not_hide_nan():
+    rng = np.random.default_rng(9)
+    layer = expert_layer(rng, 3, 64, 96)
+    broken = layer.down.scales.copy()
+    broken[1, 5, 2] = 255  # expert 1, output 5
+    layer.down = MXFP4(layer.down.blocks, frozen(broken))
+    for T in (2, 9):
+        chosen = np.tile([0, 2], (T, 1))
+        chosen[1] = [1, 0]
+        y = kernels.experts(normal(rng, T, 64), chosen, np.full((T, 2), 0.5, np.float32), layer, 7.0)
+        assert np.argwhere(np.isnan(y)).tolist() == [[1, 5]]
+
+
+# ---- attention ------------------------------------------------------------------------------------------------------
+# A score is a sum of D products: sqrt(D) U of its size, say of the greatest one, M; exp makes that a relative error of
+# the probability, and of its part in the weighted sum of values, which has sqrt(S) U of its own. Hence
+# 2 U (M sqrt(D) + sqrt(S)), with M at least 1.
+
+
+def attention_case(rng, T, S, H, G, D, window, *, dtype="bfloat16", size=1.0, sinks=None):
+    q, k, v = size * normal(rng, T, H, D), normal(rng, S, G, D), normal(rng, S, G, D)
+    if dtype == "bfloat16":
+        k, v = round_to_bf16(k), round_to_bf16(v)
+    sinks = bf16(rng, H) if sinks is None else frozen(round_to_bf16(np.float32(sinks)))
+    found, expected = (o.attention(q, k, v, sinks, window) for o in (kernels, gptoss))
+    scores = np.einsum("tgrd,sgd->tgrs", q.reshape(T, G, H // G, D), gptoss.widen(k)) / np.sqrt(D)
+    close(found, expected, 2 * U * (max(1, np.abs(scores).max()) * np.sqrt(D) + np.sqrt(S)))
+    return found
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("window", [1, 2, 7, KEYS - 1, KEYS, KEYS + 1, 2 * KEYS, 10**6])
+def test_attention(window, dtype):
+    rng = np.random.default_rng(window)
+    near = {w + d for w in (window, KEYS, 2 * KEYS) for d in (-1, 0, 1)} | {1, 2, 3 * window + 1, 5 * KEYS + 3}
+    for S in sorted(s for s in near if 1 <= s <= 200):
+        for T in sorted({1, 2, FEW + 1, S // 2, S - 1, S} - {0}):
+            if T <= S:
+                attention_case(rng, T, S, 6, 2, 10, window, dtype=dtype)
+
+
+@pytest.mark.parametrize(("H", "G", "D"), [(1, 1, 2), (3, 3, 8), (5, 1, 16), (8, 2, 64), (12, 4, 33), (64, 8, 64)])
+def test_attention_heads(H, G, D):
+    """Query head h belongs to key/value head h // (H/G): one, several or all heads to each."""
+    rng = np.random.default_rng(H)
+    for T, S, window in ((1, 9, 5), (4, 70, 50), (37, 41, 128), (45, 45, 11)):
+        attention_case(rng, T, S, H, G, D, window)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-6, 10.0, 60.0])
+def test_attention_with_large_scores(size):
+    """Scores up to 150 either way: exp without a peak taken off would overflow at 89."""
+    rng = np.random.default_rng(11)
+    for T, S in ((1, 100), (50, 70)):
+        assert np.isfinite(attention_case(rng, T, S, 6, 2, 10, 40, size=size)).all()
+
+
+@pytest.mark.parametrize("sink", [-300.0, -80.0, 20.0, 80.0])
+def test_attention_sinks(sink):
+    """A sink far below is no sink; far above it takes nearly everything: the values' share is e^-80."""
+    rng = np.random.default_rng(12)
+    for T, S in ((1, 100), (50, 70)):
+        found = attention_case(rng, T, S, 6, 2, 10, 40, sinks=[sink] * 6)
+        assert np.all(found != 0)
+        attention_case(rng, T, S, 6, 2, 10, 40, sinks=[sink, 0, -sink, 1, sink, 2])
+        attention_case(rng, T, S, 6, 2, 10, 40, sinks=[-sink] * 6, size=30.0)
+
+
+def test_attention_where_the_peak_comes_late_or_early():
+    """The greatest score in the last step, in the first, or behind the window, where it must not count."""
+    rng = np.random.default_rng(13)
+    S, window = 4 * KEYS + 5, 3 * KEYS + 2
+    for place in (0, S - window - 1, S - window, KEYS, S - 1):
+        q, k, v = np.ones((1, 3, 8), np.float32), 0.1 * normal(rng, S, 1, 8), normal(rng, S, 1, 8)
+        k[place] = 20
+        sinks = bf16(rng, 3)
+        found, expected = (o.attention(q, k, v, sinks, window) for o in (kernels, gptoss))
+        close(found, expected, 2 * U * (57 * np.sqrt(8) + np.sqrt(S)))  # 8 * 20 / sqrt(8) = 57
+        if place >= S - window:
+            np.testing.assert_allclose(found, np.broadcast_to(v[place], found.shape), rtol=1e-5)
+        else:
+            assert np.abs(found).max() < 1
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_attention_over_the_cache(dtype):
+    """Keys and values as the model passes them: views of the cache's arrays, which are longer than what is seen."""
+    rng = np.random.default_rng(14)
+    config = SimpleNamespace(num_key_value_heads=2, head_dim=10, sliding_window=7, max_position_embeddings=10**6,
+                             layer_types=("full_attention", "sliding_attention"))
+    cache, sinks = gptoss.KVCache(config, dtype), bf16(rng, 6)
+    for T in (1, 6, 1, 1, 40, 1, 33, 2):
+        for i, window in ((0, 10**6), (1, 7)):
+            k, v = cache.extend(i, normal(rng, T, 2, 10), normal(rng, T, 2, 10))
+            q = normal(rng, T, 6, 10)
+            found, expected = (o.attention(q, k, v, sinks, window) for o in (kernels, gptoss))
+            close(found, expected, 2 * U * (6 * np.sqrt(10) + np.sqrt(len(k))))
+        cache.commit(T)
+
+
+# ---- The same numbers each time, with any number of threads, on any processor ---------------------------------------
+
+
+def all_operations():
+    """{name: result} of every operation and path, for fixed inputs."""
+    rng = np.random.default_rng(15)
+    weight, layer, sinks = bf16(rng, 133, 96), expert_layer(rng, 5, 96, 64), bf16(rng, 6)
+    results = {}
+    for T in (1, 3, 9):
+        x, (chosen, weights) = normal(rng, T, 96), gptoss.route(normal(rng, T, 5), 2)
+        results[f"linear, bf16, {T}"] = kernels.linear(x, weight)
+        results[f"linear, int8, {T}"] = kernels.linear(x, quantize_int8(weight))
+        results[f"experts, {T}"] = kernels.experts(x, chosen, weights, layer, 7.0)
+        q, k, v = normal(rng, T, 6, 10), round_to_bf16(normal(rng, 80, 2, 10)), round_to_bf16(normal(rng, 80, 2, 10))
+        results[f"attention, {T}"] = kernels.attention(q, k, v, sinks, 50)
+    return results
+
+
+def one_block_dots():
+    """dot_mxfp4 and widen_mxfp4 where both are exact: the same bits from any instructions."""
+    rng = np.random.default_rng(16)
+    w, x = mxfp4(rng, 64, 32), rng.integers(-32767, 32768, (64, 32)).astype(np.int16)
+    ones, tile = np.ones(64, np.float32), np.empty((64, 32), np.float32)
+    blocks, scales = w.blocks.reshape(-1), w.scales.reshape(-1)
+    kernels.widen_mxfp4(blocks, scales, 0, tile)
+    dots = [kernels.dot_mxfp4(blocks, scales, j, x.reshape(-1), ones, j, 1) for j in range(64)]
+    exact = 2 * np.einsum("jn,jn->j", evens_first(dequantize(w)).astype(np.float64), x)
+    assert np.array_equal(dots, exact) and np.array_equal(tile, evens_first(dequantize(w)))
+    return {"dots": np.float32(dots), "tile": tile}
+
+
+def assembly():
+    """What dot_mxfp4 is compiled to here and now (a function from the cache does not say)."""
+    dot = njit(fastmath=kernels.SUMS)(kernels.dot_mxfp4.py_func)
+    dot(np.zeros(16, np.uint8), np.zeros(1, np.uint8), 0, np.zeros(32, np.int16), np.zeros(1, np.float32), 0, 1)
+    return "\n".join(dot.inspect_asm().values())
+
+
+def elsewhere(path, **environment):
+    """all_operations() and one_block_dots() of a process with that environment, and its assembly."""
+    tests = Path(__file__).resolve().parent
+    program = ("import sys, numpy, test_kernels as t\n"
+               "numpy.savez(sys.argv[1], assembly=t.assembly(), **t.all_operations(), **t.one_block_dots())")
+    env = os.environ | environment | {"PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)])}
+    done = subprocess.run([sys.executable, "-c", program, path], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    results = dict(np.load(path))
+    return results, str(results.pop("assembly"))
+
+
+def test_same_result_twice():
+    first, again = all_operations(), all_operations()
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+
+
+def test_same_result_with_any_number_of_threads(tmp_path):
+    here = all_operations() | one_block_dots()
+    for n in (1, 2, 3):
+        there, _ = elsewhere(tmp_path / f"{n}.npz", NUMBA_NUM_THREADS=str(n))
+        assert here.keys() == there.keys()
+        for name in here:
+            assert np.array_equal(here[name], there[name]), (name, n)
+    before = numba.get_num_threads()
+    try:
+        for n in range(1, before + 1):
+            numba.set_num_threads(n)
+            assert all(np.array_equal(result, here[name]) for name, result in all_operations().items())
+    finally:
+        numba.set_num_threads(before)
+
+
+def test_processor_without_a_byte_shuffle(tmp_path):
+    """look_up's two ways: one vpshufb where there is AVX2, arithmetic elsewhere, as compiled for a plain processor."""
+    here = all_operations() | one_block_dots()
+    there, plain = elsewhere(tmp_path / "plain.npz", NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="")
+    assert "pshufb" not in plain and "ymm" not in plain
+    from numba.core.registry import cpu_target
+    assert ("vpshufb" in assembly()) == ("+avx2" in cpu_target.target_context.codegen().magic_tuple()[2])
+    for name in ("dots", "tile"):
+        assert np.array_equal(here[name], there[name])
+    for name in here:  # the order of sums differs with the width of vectors
+        close(there[name], here[name], 2 * U * (2 * np.sqrt(96) + np.sqrt(64)))
