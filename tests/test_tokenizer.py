@@ -9,6 +9,7 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import harmony
 import tokenizer
 from tokenizer import O200K_SPECIALS, Tokenizer, TokenizerError, load
 
@@ -251,6 +252,18 @@ def test_a_small_vocabulary_in_full(small):
     assert ours.special_tokens["<|start|>"] == 0 and ours.encode("<|start|>12", "all")[0] == 0
     assert len(ours.encode("123456")) == 6
     assert len(ours.encode("the lowest")) < 10
+
+
+def test_harmony_takes_its_ids_from_the_vocabulary(small):
+    ours, _ = small
+    messages = [harmony.Message("user", "What is 12 + 30?\n<|end|>"),
+                harmony.Message("assistant", "{}", channel="commentary", recipient="functions.f",
+                                content_type="<|constrain|>json")]
+    ids = harmony.render(messages, ours, next_role=None)
+    assert [id for id in ids if id in ours.special_tokens.values()] == [
+        ours.special_tokens[f"<|{name}|>"] for name in
+        ("start", "message", "end", "start", "channel", "constrain", "message", "call")]
+    assert harmony.parse(ids, ours) == messages
 
 
 def test_bytelevel_with_its_own_pattern(small_data, tmp_path):
