@@ -34,7 +34,7 @@ scalars = st.one_of(st.none(), st.booleans(), numbers, texts(6))
 json_values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts(4), inner, max_size=3), max_leaves=4)
 kinds = st.sampled_from(["string", "string", "number", "integer", "boolean", "null", "object", "array", "date"])
-descriptions = st.sampled_from(["first", "second"]) | texts()  # two that meet often: what was said is not said again
+descriptions = mostly(st.sampled_from(["first", "second"]), texts())  # often equal: what was said is not said again
 values = st.sampled_from([["a", "b"], ["null"], [], "a", {}]) | st.lists(texts(4) | scalars, max_size=3)
 
 simple = st.fixed_dictionaries({}, optional={

@@ -120,6 +120,37 @@ def test_schemas_render_as_the_reference_s(parameters):
         Namespace("functions", None, [Function("f", "Does f.", parameters)])])])])
 
 
+STRING, FIRST = {"type": "string"}, {"type": "string", "description": "first"}
+
+
+@pytest.mark.parametrize("schema", [
+    # Once said is not said again, and sometimes not at all.
+    {"description": "first", "oneOf": [FIRST, FIRST, STRING]}, {"description": "other", "oneOf": [FIRST, FIRST]},
+    {"oneOf": [FIRST, STRING], "title": "T", "examples": ["e"], "default": "d"}, {"description": "first", "oneOf": []},
+    {"description": "first", "oneOf": [{"description": 5}]}, {"description": "first", "oneOf": ["no schema", None]},
+    # null once, by any means; a property's nullable does not reach its variants.
+    {"type": ["string", "null"], "nullable": True}, {"type": "null", "nullable": True},
+    {"type": "string", "enum": ["nullable"], "nullable": True}, {"nullable": True, "oneOf": [STRING]}, {"oneOf": [{"nullable": True}, {"nullable": 1}]},
+    # Defaults: quoted, bare, as JSON.
+    *({"type": "string", "enum": enum, "default": default} for enum in (["a"], [5], [], "a", None, {"a": 1})
+      for default in ("a", 'q"\\', None, 1.0, ["a", {"b": 1e-5}])),
+    {"type": "array", "items": {"oneOf": [{"enum": ["a"], "default": 'q"'}, {"default": "a", "description": "d"}]}},
+    {"oneOf": 5, "description": "first", "default": 1}, {"oneOf": [{"enum": ["a"], "default": 'q"'}]},
+    # Types that are no type.
+    {"type": []}, {"type": [""]}, {"type": [5]}, {"type": 5}, {"type": ["integer", "date", 5]}, {"type": "array"}, {},
+    {"type": "array", "items": None}, {"type": "array", "items": True}, {"type": "string", "enum": [1]},
+    {"type": "array", "items": {"type": "object", "description": "d\ne", "properties": {"x": STRING}}},
+    {"type": "object", "properties": {"x": {"type": "object", "properties": {"y": FIRST, "z": []}, "required": ["y"]}}},
+    {"type": "object", "properties": ["x"], "required": {"x": 1}}, {"type": "object", "description": ["d"]},
+    {"title": 5, "description": 5, "examples": []}, {"examples": [1]}, {"examples": "e"},
+    {"description": "two\nlines", "title": "and\ntwo", "examples": ["three\nlines"]},
+], ids=repr)
+def test_each_rule_for_schemas(schema):
+    for parameters in (schema, {"type": "object", "properties": {"p": schema, "q": schema}, "required": ["q", 5]}):
+        assert_same_render([Message("developer", [DeveloperContent(tools=[
+            Namespace("functions", None, [Function("f", "Does f.", parameters)])])])])
+
+
 @pytest.mark.parametrize("levels", [118, 119, 2_000])
 def test_deep_schemas_are_refused_where_the_reference_refuses(levels):
     schema = {}
