@@ -66,7 +66,7 @@ def bandwidth():
 
 
 def work_per_token(config, dense_bytes):
-    """Bytes of weights that a decoded token reads; FLOP of a prefilled one (without the unembedding, of one row only)."""
+    """Bytes of weights a decoded token reads; FLOP of a prefilled one (without the unembedding, of one row only)."""
     from checkpoint import tensor_table
 
     c, table = config, tensor_table(config, "hf")
@@ -118,19 +118,19 @@ def measure(path, dense_dtype, prompt, depths, tokens, limits):
 
 def report(results):
     limits, f = results["limits"], results["figures"]
+    memory, matmul = limits["bytes_per_second"] / 1e9, limits["matmul_flop_per_second"] / 1e9
+    file, read, flop, peak = (f[key] / 1e9 for key in ("file_bytes", "bytes_per_token", "flop_per_token",
+                                                       "peak_resident_bytes"))
     print(results["machine"])
-    print(f"limits       {limits['bytes_per_second'] / 1e9:.1f} GB/s of memory, "
-          f"{limits['matmul_flop_per_second'] / 1e9:.0f} GFLOP/s of float32 matrix products")
-    print(f"checkpoint   {results['checkpoint']}, {f['file_bytes'] / 1e9:.3g} GB, dense weights {results['dense_dtype']}; a "
-          f"token takes {f['bytes_per_token'] / 1e9:.3g} GB, {f['flop_per_token'] / 1e9:.3g} GFLOP")
+    print(f"limits       {memory:.1f} GB/s of memory, {matmul:.0f} GFLOP/s of float32 matrix products")
+    print(f"checkpoint   {results['checkpoint']}, {file:.3g} GB, dense weights {results['dense_dtype']}; "
+          f"a token takes {read:.3g} GB, {flop:.3g} GFLOP")
     print(f"load         {f['load_seconds']:.2f} s")
-    p = f["prefill"]
-    print(f"prefill      {p['tokens_per_second']:8.2f} tokens/s   {p['share_of_limit']:4.0%} of the limit   "
-          f"({p['tokens']} tokens)")
-    for d in f["decode"]:
-        print(f"decode       {d['tokens_per_second']:8.2f} tokens/s   {d['share_of_limit']:4.0%} of the limit   "
-              f"(after {d['depth']} tokens)")
-    print(f"peak memory  {f['peak_resident_bytes'] / 1e9:.2f} GB resident, mapped pages included")
+    rows = [("prefill", f"{f['prefill']['tokens']} tokens", f["prefill"])]
+    rows += [("decode", f"after {d['depth']} tokens", d) for d in f["decode"]]
+    for name, what, d in rows:
+        print(f"{name:12} {d['tokens_per_second']:8.2f} tokens/s   {d['share_of_limit']:4.0%} of the limit   ({what})")
+    print(f"peak memory  {peak:.2f} GB resident, mapped pages included")
 
 
 def main():
