@@ -130,7 +130,8 @@ STRING, FIRST = {"type": "string"}, {"type": "string", "description": "first"}
     {"description": "first", "oneOf": [{"description": 5}]}, {"description": "first", "oneOf": ["no schema", None]},
     # null once, by any means; a property's nullable does not reach its variants.
     {"type": ["string", "null"], "nullable": True}, {"type": "null", "nullable": True},
-    {"type": "string", "enum": ["nullable"], "nullable": True}, {"nullable": True, "oneOf": [STRING]}, {"oneOf": [{"nullable": True}, {"nullable": 1}]},
+    {"type": "string", "enum": ["nullable"], "nullable": True},
+    {"nullable": True, "oneOf": [STRING]}, {"oneOf": [{"nullable": True}, {"nullable": 1}]},
     # Defaults: quoted, bare, as JSON.
     *({"type": "string", "enum": enum, "default": default} for enum in (["a"], [5], [], "a", None, {"a": 1})
       for default in ("a", 'q"\\', None, 1.0, ["a", {"b": 1e-5}])),
