@@ -324,7 +324,7 @@ class Model:
         """What layer i's experts add to the residual stream: x [T, N] -> [T, N]."""
         c, layer = self.config, self.layers[i]
         x = rms_norm(x, layer.mlp_norm, c.rms_norm_eps)
-        logits = linear(x, layer.router_weight, layer.router_bias)  # [T, E]
+        logits = self.operations.linear(x, layer.router_weight, layer.router_bias)  # [T, E]
         chosen, weights = route(logits, c.num_experts_per_tok)  # [T, K] each
         return self.operations.experts(x, chosen, weights, layer, c.swiglu_limit)
 

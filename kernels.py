@@ -11,6 +11,7 @@ many tokens (a prompt) it is arithmetic: a tile of weights is widened to float32
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import numba
 import numpy as np
@@ -19,17 +20,24 @@ from numba.extending import overload
 from threadpoolctl import ThreadpoolController
 
 from simd import (
+    add,
+    both_nibbles,
     first_to_float,
     fma,
+    high_nibbles,
     last_to_float,
+    load_f32x2,
     load_f32x16,
     load_i8x32,
     load_i16x32,
+    load_u8x2,
     load_u8x16,
+    load_u8x32,
     look_up,
+    low_nibbles,
     multiply_add,
-    nibbles,
     splat,
+    spread_scales,
     store,
     sum_lanes,
     times,
@@ -69,35 +77,43 @@ def e8m0(byte):
 
 
 @jit
-def round_to_int16(x, rounded, scales):
-    """x [J, N] -> rounded int16 [J, N] times scales [J, N/32], each block of 32 with its even elements first.
+def place(i, N):
+    """Where element i of a row of N stands once unpacked: the 32 even ones of each two blocks, then their odd ones.
 
-    The packed bytes hold even elements in low nibbles and odd ones in high nibbles, and this order meets them as
-    `nibbles` unpacks them. 16 bits leave an error of 2e-5, where the bf16 of the official code leaves 4e-3. The half in
-    the scale undoes the doubling in `look_up`.
+    Packed bytes hold an even element low and an odd one high. Unpacked two blocks at a time they come out in this
+    order, and it is cheaper to bring x into it once than each row of the weights out of it. A last single block: 16
+    and 16.
+    """
+    first, i = i // 64 * 64, i % 64
+    half = 32 if first + 64 <= N else 16
+    return first + i % 2 * half + i // 2
+
+
+@cache
+def unpacked(N):
+    """The elements of a row of N in that order: x[:, unpacked(N)] is x as unpacked weights meet it."""
+    order = np.empty(N, np.int64)
+    order[[place(i, N) for i in range(N)]] = np.arange(N)
+    return order
+
+
+@jit
+def round_to_int16(x, rounded, scales):
+    """x [J, N] -> rounded int16 [J, N], in the order of `place`, times scales [J, N/32].
+
+    16 bits leave an error of 2e-5, where the bf16 of the official code leaves 4e-3. The half in the scale undoes the
+    doubling in `look_up`.
     """
     J, N = x.shape
     for j in range(J):
         for b in range(N // 32):
             peak = np.float32(0)
-            for i in range(32):
-                peak = max(peak, abs(x[j, 32 * b + i]))
+            for i in range(32 * b, 32 * b + 32):
+                peak = max(peak, abs(x[j, i]))
             steps = np.float32(0) if peak == 0 else np.float32(32767) / peak
-            for i in range(16):
-                rounded[j, 32 * b + i] = np.int16(np.rint(x[j, 32 * b + 2 * i] * steps))
-                rounded[j, 32 * b + 16 + i] = np.int16(np.rint(x[j, 32 * b + 2 * i + 1] * steps))
+            for i in range(32 * b, 32 * b + 32):
+                rounded[j, place(i, N)] = np.int16(np.rint(x[j, i] * steps))
             scales[j, b] = peak / np.float32(32767) * np.float32(0.5)
-
-
-@jit
-def even_first(i):
-    """Where element i of a row stands in that order."""
-    return i // 32 * 32 + (i % 2) * 16 + i % 32 // 2
-
-
-def evens_first(x):
-    """x [T, N] with the columns of each 32 in that order."""
-    return np.ascontiguousarray(x.reshape(len(x), -1, 16, 2).swapaxes(2, 3)).reshape(x.shape)
 
 
 # ---- A few tokens: stream the weights -------------------------------------------------------------------------------
@@ -139,15 +155,22 @@ def stream_int8(x, values, scales, y):
 def dot_mxfp4(blocks, scales, row, x, x_scales, j, B):
     """Row `row` of packed weights times row j of x, both of B blocks; blocks, scales, x and x_scales are flat.
 
-    Most of a decoded token's time is spent here. Sums of e2m1 * int16 are exact in integers; each block then adds to 16
-    running sums, and only the row's end adds those up.
+    Most of a decoded token's time is spent here. Two blocks at a time: their sums of e2m1 * int16 are exact in
+    integers, lanes 0-7 the first block's and 8-15 the second's; scaled, they add to 16 running sums, and only the end
+    of the row adds those up.
     """
-    lanes = zeros()
-    for b in range(B):
-        at = row * B + b
-        w = look_up(nibbles(load_u8x16(blocks, 16 * at)))
-        products = multiply_add(w, load_i16x32(x, 32 * (j * B + b)))
-        lanes = fma(to_float(products), splat(e8m0(scales[at]) * x_scales[j * B + b]), lanes)
+    lanes, w_at, x_at = zeros(), row * B, j * B
+    for b in range(0, B - 1, 2):
+        packed = load_u8x32(blocks, 16 * (w_at + b))
+        even = multiply_add(look_up(low_nibbles(packed)), load_i16x32(x, 32 * (x_at + b)))
+        odd = multiply_add(look_up(high_nibbles(packed)), load_i16x32(x, 32 * (x_at + b) + 32))
+        scale = spread_scales(load_u8x2(scales, w_at + b), load_f32x2(x_scales, x_at + b))
+        lanes = fma(to_float(add(even, odd)), scale, lanes)
+    if B % 2:
+        b = B - 1
+        w = look_up(both_nibbles(load_u8x16(blocks, 16 * (w_at + b))))
+        products = multiply_add(w, load_i16x32(x, 32 * (x_at + b)))
+        lanes = fma(to_float(products), splat(e8m0(scales[w_at + b]) * x_scales[x_at + b]), lanes)
     return sum_lanes(lanes)
 
 
@@ -178,14 +201,16 @@ def stream_down(h, h_scales, chosen, weights, blocks, scales, bias, y):
     T, K = chosen.shape
     N, B = y.shape[1], blocks.shape[2]
     h, h_scales, blocks, scales = h.reshape(-1), h_scales.reshape(-1), blocks.reshape(-1), scales.reshape(-1)
-    for i in prange(T * N):
-        t, n = i // N, i % N
-        total = np.float32(0)
+    pieces = (N + 63) // 64  # of an expert's rows, read one after the other: row by row from K places was slower
+    for i in prange(T * pieces):
+        t, first = i // pieces, i % pieces * 64
+        last = min(first + 64, N)
+        y[t, first:last] = 0
         for k in range(K):
             e = chosen[t, k]
-            down = dot_mxfp4(blocks, scales, e * N + n, h, h_scales, t * K + k, B) + widen(bias[e, n])
-            total += weights[t, k] * down
-        y[t, n] = total
+            for n in range(first, last):
+                down = dot_mxfp4(blocks, scales, e * N + n, h, h_scales, t * K + k, B) + widen(bias[e, n])
+                y[t, n] += weights[t, k] * down
 
 
 # ---- Many tokens: widen a tile, multiply it by all of them ----------------------------------------------------------
@@ -208,15 +233,25 @@ def widen_int8(values, scales, first, tile):
 
 @jit
 def widen_mxfp4(blocks, scales, first, tile):
-    """tile [rows, N] = rows first, first + 1, ... of flat packed weights, in float32, columns in `even_first` order."""
+    """tile [rows, N] = rows first, first + 1, ... of flat packed weights in float32, in the order of `place`."""
     rows, N = tile.shape
     tile, B = tile.reshape(-1), N // 32
-    for b in range(rows * B):
-        at = first * B + b
-        w = look_up(nibbles(load_u8x16(blocks, 16 * at)))
-        scale = splat(e8m0(scales[at]) * np.float32(0.5))
-        store(tile, 32 * b, times(first_to_float(w), scale))
-        store(tile, 32 * b + 16, times(last_to_float(w), scale))
+    half = np.float32(0.5)  # undoes the doubling in look_up
+    for r in range(rows):
+        w_at, at = (first + r) * B, r * N
+        for b in range(0, B - 1, 2):
+            packed = load_u8x32(blocks, 16 * (w_at + b))
+            even, odd = look_up(low_nibbles(packed)), look_up(high_nibbles(packed))
+            one, two = splat(e8m0(scales[w_at + b]) * half), splat(e8m0(scales[w_at + b + 1]) * half)
+            store(tile, at + 32 * b, times(first_to_float(even), one))
+            store(tile, at + 32 * b + 16, times(last_to_float(even), two))
+            store(tile, at + 32 * b + 32, times(first_to_float(odd), one))
+            store(tile, at + 32 * b + 48, times(last_to_float(odd), two))
+        if B % 2:
+            b = B - 1
+            w, one = look_up(both_nibbles(load_u8x16(blocks, 16 * (w_at + b)))), splat(e8m0(scales[w_at + b]) * half)
+            store(tile, at + 32 * b, times(first_to_float(w), one))
+            store(tile, at + 32 * b + 16, times(last_to_float(w), one))
 
 
 THREADS = numba.get_num_threads()
@@ -246,13 +281,13 @@ def multiply_tiles(N, tasks):
 
 @parallel_jit
 def swiglu_rows(gate_up, bias, expert, limit, h):
-    """h [J, F] = SwiGLU of gate_up [J, 2F] + bias [E, 2F] of each row's expert, columns in `even_first` order."""
+    """h [J, F] = SwiGLU of gate_up [J, 2F] + bias [E, 2F] of each row's expert, columns in the order of `place`."""
     J, F = h.shape
     for j in prange(J):
         e = expert[j]
         for f in range(F):
             gate, up = gate_up[j, 2 * f] + widen(bias[e, 2 * f]), gate_up[j, 2 * f + 1] + widen(bias[e, 2 * f + 1])
-            h[j, even_first(f)] = swiglu(gate, up, limit)
+            h[j, place(f, F)] = swiglu(gate, up, limit)
 
 
 @parallel_jit
@@ -330,7 +365,7 @@ def tile_experts(x, chosen, weights, layer, limit):
         multiply_tiles(x.shape[1], tasks)
         return y
 
-    gate_up = project(evens_first(x)[order // K], layer.gate_up, 2 * F)
+    gate_up = project(x[:, unpacked(N)][order // K], layer.gate_up, 2 * F)
     h = np.empty((T * K, F), np.float32)
     swiglu_rows(gate_up, layer.gate_up_bias, expert, limit, h)
     down = project(h, layer.down, N)

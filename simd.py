@@ -34,8 +34,9 @@ def lowered(vector):
     return ir.VectorType(ir.FloatType() if float32 else ir.IntType(vector.element.bitwidth), vector.lanes)
 
 
-u8x16, i8x32, i16x32 = Vector(types.uint8, 16), Vector(types.int8, 32), Vector(types.int16, 32)
-i32x16, f32x16 = Vector(types.int32, 16), Vector(types.float32, 16)
+u8x2, u8x16, u8x32 = Vector(types.uint8, 2), Vector(types.uint8, 16), Vector(types.uint8, 32)
+i8x32, i16x32, i32x16 = Vector(types.int8, 32), Vector(types.int16, 32), Vector(types.int32, 16)
+f32x2, f32x16 = Vector(types.float32, 2), Vector(types.float32, 16)
 I32 = ir.IntType(32)
 
 
@@ -74,8 +75,8 @@ def loader(vector):
 
 
 # load_X(array, i): lanes i, i + 1, ... of a C-contiguous array, which must have that many.
-load_u8x16, load_i16x32, load_f32x16 = loader(u8x16), loader(i16x32), loader(f32x16)
-load_i8x32 = loader(i8x32)
+load_u8x2, load_u8x16, load_u8x32, load_i8x32 = loader(u8x2), loader(u8x16), loader(u8x32), loader(i8x32)
+load_i16x32, load_f32x2, load_f32x16 = loader(i16x32), loader(f32x2), loader(f32x16)
 
 
 @intrinsic
@@ -94,8 +95,20 @@ def store(typing, array, i, v):
 
 
 @intrinsic
-def nibbles(typing, packed):
-    """16 bytes -> 32 codes from 0 to 15: the low nibbles of all bytes, then the high ones."""
+def low_nibbles(typing, packed):
+    """32 bytes -> 32 codes from 0 to 15: the low half of each byte."""
+    return i8x32(u8x32), lambda context, builder, signature, args: builder.and_(args[0], repeat(u8x32, 15))
+
+
+@intrinsic
+def high_nibbles(typing, packed):
+    """32 bytes -> 32 codes from 0 to 15: the high half of each byte."""
+    return i8x32(u8x32), lambda context, builder, signature, args: builder.lshr(args[0], repeat(u8x32, 4))
+
+
+@intrinsic
+def both_nibbles(typing, packed):
+    """16 bytes -> 32 codes from 0 to 15: the low halves of all bytes, then the high ones."""
 
     def emit(context, builder, signature, args):
         low = builder.and_(args[0], repeat(u8x16, 15))
@@ -147,6 +160,12 @@ def multiply_add(typing, w, x):
 
 
 @intrinsic
+def add(typing, a, b):
+    """a + b, int32[16] each."""
+    return i32x16(i32x16, i32x16), lambda context, builder, signature, args: builder.add(*args)
+
+
+@intrinsic
 def to_float(typing, v):
     """int32[16] -> float32[16]."""
     return f32x16(i32x16), lambda context, builder, signature, args: builder.sitofp(args[0], lowered(f32x16))
@@ -176,6 +195,28 @@ def splat(typing, x):
         return lanes(builder, one, [0] * 16)
 
     return f32x16(types.float32), emit
+
+
+@intrinsic
+def spread_scales(typing, e, x):
+    """Two e8m0 bytes times two float32 -> float32[16]: eight times the first product, eight times the second.
+
+    The byte is a float32's exponent; but 0 is the subnormal 2^-127, and 255 is nan.
+    """
+
+    def emit(context, builder, signature, args):
+        four = ir.VectorType(I32, 4)  # x86 has no vectors of two int32: LLVM would fill them up less well than we do
+
+        def every(value):
+            return ir.Constant(four, [value] * 4)
+
+        e = builder.zext(lanes(builder, args[0], [0, 1, 0, 1]), four)
+        bits = call(builder, "llvm.umax.v4i32", four, [builder.shl(e, every(23)), every(1 << 22)])
+        bits = builder.or_(bits, builder.lshr(builder.add(e, every(1)), every(8)))
+        scale = builder.bitcast(bits, ir.VectorType(ir.FloatType(), 4))
+        return lanes(builder, builder.fmul(scale, lanes(builder, args[1], [0, 1, 0, 1])), [0] * 8 + [1] * 8)
+
+    return f32x16(u8x2, f32x2), emit
 
 
 @intrinsic

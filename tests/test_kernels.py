@@ -20,7 +20,7 @@ from numba import njit
 import gptoss
 import kernels
 from gptoss import MXFP4, dequantize, quantize_int8, round_to_bf16
-from kernels import FEW, KEYS, even_first, evens_first
+from kernels import FEW, KEYS, place, unpacked
 
 U = 2.0**-24
 TOKENS = (1, 2, FEW, FEW + 1, 23)
@@ -79,24 +79,32 @@ def test_e8m0():
     assert np.array_equal(found.astype(np.float32), gptoss.E8M0, equal_nan=True)
 
 
-def test_even_first_and_evens_first():
-    x = np.arange(3 * 96).reshape(3, 96)
-    expected = [32 * b + n for b in range(3) for n in (*range(0, 32, 2), *range(1, 32, 2))]
-    assert np.array_equal(evens_first(x), x[:, expected])
-    assert np.array_equal(evens_first(x)[:, [even_first(i) for i in range(96)]], x)
-    assert evens_first(np.asfortranarray(x)).flags.c_contiguous
+def as_unpacked(x):
+    return x[:, unpacked(x.shape[1])]
 
 
-def test_look_up_and_nibbles():
-    """All 256 bytes, at scale 1: the low nibble is the even element. One token of one-hot rows reads single weights."""
-    blocks = frozen(np.arange(256, dtype=np.uint8).reshape(16, 1, 16))
-    scales = frozen(np.full((16, 1), 127, np.uint8))
-    expected = dequantize(MXFP4(blocks, scales))  # [16, 32]
+def test_place_and_unpacked():
+    """Two blocks at a time: their even elements, then their odd ones; a last block by itself likewise."""
+    for N in (32, 64, 96, 160):
+        expected = []
+        for first in range(0, N, 64):
+            last = min(first + 64, N)
+            expected += [*range(first, last, 2), *range(first + 1, last, 2)]
+        assert unpacked(N).tolist() == expected
+        assert [expected[place(i, N)] for i in range(N)] == list(range(N))
+
+
+@pytest.mark.parametrize("B", [1, 2, 3])
+def test_look_up_and_nibbles(B):
+    """All 256 bytes, at scale 1: the low nibble is the even element. One-hot tokens read single weights."""
+    blocks = frozen(np.arange(256 * B, dtype=np.uint16).astype(np.uint8).reshape(16, B, 16))
+    scales = frozen(np.full((16, B), 127, np.uint8))
+    expected = dequantize(MXFP4(blocks, scales))  # [16, 32 B]
     assert set(expected.reshape(-1)) == {0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.5, -1, -1.5, -2, -3, -4, -6}
-    for n, row in itertools.product(range(32), range(16)):
-        x = np.zeros(32, np.int16)
-        x[even_first(n)] = 32767
-        found = kernels.dot_mxfp4(blocks.reshape(-1), scales.reshape(-1), row, x, np.full(1, 0.5, np.float32), 0, 1)
+    for n, row in itertools.product(range(32 * B), range(16)):
+        x = np.zeros(32 * B, np.int16)
+        x[place(n, 32 * B)] = 32767
+        found = kernels.dot_mxfp4(blocks.reshape(-1), scales.reshape(-1), row, x, np.full(B, 0.5, np.float32), 0, B)
         assert found == 32767 * expected[row, n]
 
 
@@ -110,29 +118,32 @@ def test_dot_mxfp4(B):
     x_scales = np.full((3, B), 0.5, np.float32)
     w = mxfp4(rng, 4, 32 * B, low=127, high=128)
     for row, j in itertools.product(range(4), range(3)):
-        found = kernels.dot_mxfp4(w.blocks.reshape(-1), w.scales.reshape(-1), row, evens_first(x).reshape(-1),
+        found = kernels.dot_mxfp4(w.blocks.reshape(-1), w.scales.reshape(-1), row, as_unpacked(x).reshape(-1),
                                   x_scales.reshape(-1), j, B)
         assert found == dequantize(w)[row].astype(np.float64) @ x[j]
 
 
 @pytest.mark.parametrize("byte", range(256))
-def test_scales_of_one_block(byte):
-    """Every scale byte: 2^-127 is subnormal, the greatest overflow to inf as in NumPy, 255 makes all nan, zeros too."""
+def test_scales(byte):
+    """Every scale byte, one block and two: 2^-127 is subnormal, the greatest overflow to inf as in NumPy, 255 makes all
+    nan, zeros too."""
     rng = np.random.default_rng(byte)
-    blocks, scales = frozen(rng.integers(0, 256, (2, 1, 16), np.uint8), np.full((2, 1), byte, np.uint8))
-    with np.errstate(over="ignore", invalid="ignore"):
-        expected = dequantize(MXFP4(blocks, scales))
-    tile = np.empty((2, 32), np.float32)
-    kernels.widen_mxfp4(blocks.reshape(-1), scales.reshape(-1), 0, tile)
-    assert np.array_equal(tile, evens_first(expected), equal_nan=True)
-    x = rng.integers(-3, 4, 32).astype(np.int16)
-    found = kernels.dot_mxfp4(blocks.reshape(-1), scales.reshape(-1), 1, x, np.full(1, 0.5, np.float32), 0, 1)
-    units = evens_first(dequantize(MXFP4(blocks, np.full_like(scales, 127))))[1]
-    if byte < 247:  # no sum of 32 products up to 6 * 3 overflows, in any order
-        assert found == np.ldexp(units.astype(np.float64) @ x, byte - 127)
-        assert byte or found  # a scale of 0 would pass for 2^-127 if the sum were 0 by chance
-    else:
-        assert byte < 255 or np.isnan(found)
+    for B in (1, 2):
+        blocks, scales = frozen(rng.integers(0, 256, (2, B, 16), np.uint8), np.full((2, B), byte, np.uint8))
+        with np.errstate(over="ignore", invalid="ignore"):
+            expected = dequantize(MXFP4(blocks, scales))
+        tile = np.empty((2, 32 * B), np.float32)
+        kernels.widen_mxfp4(blocks.reshape(-1), scales.reshape(-1), 0, tile)
+        assert np.array_equal(tile, as_unpacked(expected), equal_nan=True)
+        x = rng.integers(-3, 4, 32 * B).astype(np.int16)
+        ones = np.full(B, 0.5, np.float32)
+        found = kernels.dot_mxfp4(blocks.reshape(-1), scales.reshape(-1), 1, x, ones, 0, B)
+        units = as_unpacked(dequantize(MXFP4(blocks, np.full_like(scales, 127))))[1]
+        if byte < 246:  # no sum of 64 products up to 6 * 3 overflows, in any order
+            assert found == np.ldexp(units.astype(np.float64) @ x, byte - 127)
+            assert byte or found  # a scale of 0 would pass for 2^-127 if the sum were 0 by chance
+        else:
+            assert byte < 255 or np.isnan(found)
 
 
 @pytest.mark.parametrize(("rows", "B"), [(1, 1), (3, 2), (17, 5), (2, 90)])
@@ -148,7 +159,7 @@ def test_widen_tiles(rows, B):
     assert np.array_equal(tile, (weight.values * np.repeat(weight.scales, 32, axis=1))[3 : 3 + rows])
     weight = mxfp4(rng, rows + 7, N)
     kernels.widen_mxfp4(weight.blocks.reshape(-1), weight.scales.reshape(-1), 3, tile)
-    assert np.array_equal(tile, evens_first(dequantize(weight))[3 : 3 + rows])
+    assert np.array_equal(tile, as_unpacked(dequantize(weight))[3 : 3 + rows])
 
 
 def test_widen_int8_with_a_short_last_block():
@@ -168,7 +179,8 @@ def test_round_to_int16(size):
     x[3, 5] = 100 * size
     rounded, scales = np.empty((5, 96), np.int16), np.empty((5, 3), np.float32)
     kernels.round_to_int16(x, rounded, scales)
-    blocks = evens_first(x).reshape(5, 3, 32).astype(np.float64)
+    rounded = rounded[:, [place(i, 96) for i in range(96)]]  # as x stands
+    blocks = x.reshape(5, 3, 32).astype(np.float64)
     peak = np.abs(blocks).max(-1)
     assert np.array_equal(np.abs(rounded).reshape(5, 3, 32).max(-1), np.where(peak > 0, 32767, 0))
     np.testing.assert_allclose(scales, peak / 32767 / 2, rtol=4 * U)
@@ -415,14 +427,14 @@ def test_attention_where_the_peak_comes_late_or_early():
     """The greatest score in the last step, in the first, or behind the window, where it must not count."""
     rng = np.random.default_rng(13)
     S, window = 4 * KEYS + 5, 3 * KEYS + 2
-    for place in (0, S - window - 1, S - window, KEYS, S - 1):
+    for slot in (0, S - window - 1, S - window, KEYS, S - 1):
         q, k, v = np.ones((1, 3, 8), np.float32), 0.1 * normal(rng, S, 1, 8), normal(rng, S, 1, 8)
-        k[place] = 20
+        k[slot] = 20
         sinks = bf16(rng, 3)
         found, expected = (o.attention(q, k, v, sinks, window) for o in (kernels, gptoss))
         close(found, expected, 2 * U * (57 * np.sqrt(8) + np.sqrt(S)))  # 8 * 20 / sqrt(8) = 57
-        if place >= S - window:
-            np.testing.assert_allclose(found, np.broadcast_to(v[place], found.shape), rtol=1e-5)
+        if slot >= S - window:
+            np.testing.assert_allclose(found, np.broadcast_to(v[slot], found.shape), rtol=1e-5)
         else:
             assert np.abs(found).max() < 1
 
@@ -461,31 +473,31 @@ def all_operations():
     return results
 
 
-def one_block_dots():
-    """dot_mxfp4 and widen_mxfp4 where both are exact: the same bits from any instructions."""
-    rng = np.random.default_rng(16)
-    w, x = mxfp4(rng, 64, 32), rng.integers(-32767, 32768, (64, 32)).astype(np.int16)
-    ones, tile = np.ones(64, np.float32), np.empty((64, 32), np.float32)
+def exact_dots():
+    """dot_mxfp4 and widen_mxfp4 where both are exact (see test_dot_mxfp4): the same bits from any instructions."""
+    rng, peak = np.random.default_rng(16), 2**24 // (96 * 6) // 2
+    w, x = mxfp4(rng, 64, 96, low=127, high=128), rng.integers(-peak, peak + 1, (64, 96)).astype(np.int16)
+    ones, tile = np.ones(64 * 3, np.float32), np.empty((64, 96), np.float32)
     blocks, scales = w.blocks.reshape(-1), w.scales.reshape(-1)
     kernels.widen_mxfp4(blocks, scales, 0, tile)
-    dots = [kernels.dot_mxfp4(blocks, scales, j, x.reshape(-1), ones, j, 1) for j in range(64)]
-    exact = 2 * np.einsum("jn,jn->j", evens_first(dequantize(w)).astype(np.float64), x)
-    assert np.array_equal(dots, exact) and np.array_equal(tile, evens_first(dequantize(w)))
+    dots = [kernels.dot_mxfp4(blocks, scales, j, x.reshape(-1), ones, j, 3) for j in range(64)]
+    exact = 2 * np.einsum("jn,jn->j", as_unpacked(dequantize(w)).astype(np.float64), x)
+    assert np.array_equal(dots, exact) and np.array_equal(tile, as_unpacked(dequantize(w)))
     return {"dots": np.float32(dots), "tile": tile}
 
 
 def assembly():
     """What dot_mxfp4 is compiled to here and now (a function from the cache does not say)."""
     dot = njit(fastmath=kernels.SUMS)(kernels.dot_mxfp4.py_func)
-    dot(np.zeros(16, np.uint8), np.zeros(1, np.uint8), 0, np.zeros(32, np.int16), np.zeros(1, np.float32), 0, 1)
+    dot(np.zeros(32, np.uint8), np.zeros(2, np.uint8), 0, np.zeros(64, np.int16), np.zeros(2, np.float32), 0, 2)
     return "\n".join(dot.inspect_asm().values())
 
 
 def elsewhere(path, **environment):
-    """all_operations() and one_block_dots() of a process with that environment, and its assembly."""
+    """all_operations() and exact_dots() of a process with that environment, and its assembly."""
     tests = Path(__file__).resolve().parent
     program = ("import sys, numpy, test_kernels as t\n"
-               "numpy.savez(sys.argv[1], assembly=t.assembly(), **t.all_operations(), **t.one_block_dots())")
+               "numpy.savez(sys.argv[1], assembly=t.assembly(), **t.all_operations(), **t.exact_dots())")
     env = os.environ | environment | {"PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)])}
     done = subprocess.run([sys.executable, "-c", program, path], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -499,7 +511,7 @@ def test_same_result_twice():
 
 
 def test_same_result_with_any_number_of_threads(tmp_path):
-    here = all_operations() | one_block_dots()
+    here = all_operations() | exact_dots()
     for n in (1, 2, 3):
         there, _ = elsewhere(tmp_path / f"{n}.npz", NUMBA_NUM_THREADS=str(n))
         assert here.keys() == there.keys()
@@ -516,7 +528,7 @@ def test_same_result_with_any_number_of_threads(tmp_path):
 
 def test_processor_without_a_byte_shuffle(tmp_path):
     """look_up's two ways: one vpshufb where there is AVX2, arithmetic elsewhere, as compiled for a plain processor."""
-    here = all_operations() | one_block_dots()
+    here = all_operations() | exact_dots()
     there, plain = elsewhere(tmp_path / "plain.npz", NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="")
     assert "pshufb" not in plain and "ymm" not in plain
     from numba.core.registry import cpu_target
