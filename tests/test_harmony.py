@@ -67,8 +67,7 @@ def theirs(part):
                                      content_type=part.content_type)
 
 
-def their_render(messages, next_role, drop_analysis, training):
-    conversation = reference.Conversation(messages=[theirs(message) for message in messages])
+def their_render(conversation, next_role, drop_analysis, training):
     config = reference.RenderConversationConfig(auto_drop_analysis=drop_analysis)
     try:
         if training:
@@ -88,9 +87,10 @@ def our_render(messages, next_role, drop_analysis, training):
 
 
 def assert_same_render(messages, next_role="assistant"):
+    conversation = reference.Conversation(messages=[theirs(message) for message in messages])
     for drop_analysis in (True, False):
         for role, training in ((next_role, False), (None, False), (next_role, True)):
-            expected = their_render(messages, role, drop_analysis, training)
+            expected = their_render(conversation, role, drop_analysis, training)
             found = our_render(messages, role, drop_analysis, training)
             if found != expected:
                 text = [ids if ids == REFUSED else TOKENIZER.decode(ids) for ids in (expected, found)]
