@@ -13,7 +13,7 @@ import json
 import math
 import os
 import shutil
-import sys
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -89,8 +89,8 @@ def read_config(directory):
         value = source.get(key, default)
         fits = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
         if not (fits and low <= value <= high):
-            noun = "an integer" if kind is int else "a number"
-            fail(key, f"{noun} from {low:g} to {high:g}", value)
+            expected = f"an integer from {low} to {high}" if kind is int else f"a number from {low:g} to {high:g}"
+            fail(key, expected, value)
         return kind(value)
 
     if layout == "original":
@@ -385,34 +385,31 @@ def write_random(directory, config, layout="hf", *, seed=0, shards=1, progress=F
     names, groups = list(table), [[] for _ in range(shards)]
     for j, name in enumerate(names):
         groups[j * shards // len(names)].append(name)
-    single = "model.safetensors"
-    pattern = "model-{:05}-of-{:05}.safetensors" if layout == "hf" else "model--{:05}-of-{:05}.safetensors"
-    files = [single if shards == 1 else pattern.format(j + (layout != "hf"), shards - (layout == "hf"))
-             for j in range(shards)]
+    first, dashes = (0, "-") if layout == "hf" else (1, "--")  # how the official shards are numbered
+    files = [f"model{dashes}{j + first:05}-of-{shards - 1 + first:05}.safetensors" for j in range(shards)]
+    if shards == 1:
+        files = ["model.safetensors"]
     rng = np.random.default_rng(seed)
-    bar = progress_bar(total) if progress else None
-    for file, group in zip(files, groups, strict=True):
-        header, position = {}, 0
-        for name in group:
-            _, _, dtype, shape = table[name]
-            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [position, position + sizes[name]]}
-            position += sizes[name]
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
-        partial = directory / (file + ".partial")
-        try:
-            with open(partial, "wb") as out:
+    with progress_bar() if progress else nullcontext() as bar:
+        task = bar.add_task("writing", total=total) if bar else None
+        for file, group in zip(files, groups, strict=True):
+            header, position = {}, 0
+            for name in group:
+                _, _, dtype, shape = table[name]
+                header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [position, position + sizes[name]]}
+                position += sizes[name]
+            text = json.dumps(header, separators=(",", ":")).encode()
+            text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+            with whole_file(directory / file) as out:
                 out.write(len(text).to_bytes(8, "little") + text)
                 for name in group:
                     field, _, _, shape = table[name]
                     step = max(1, 2**22 * shape[0] // sizes[name])
                     for row in range(0, shape[0], step):
-                        out.write(random_rows(rng, field, shape, min(step, shape[0] - row)))
+                        data = random_rows(rng, field, shape, min(step, shape[0] - row))
+                        out.write(data)
                         if bar:
-                            bar(min(step, shape[0] - row) * sizes[name] // shape[0])
-            os.replace(partial, directory / file)
-        finally:
-            partial.unlink(missing_ok=True)
+                            bar.advance(task, len(data))
     if shards > 1:
         where = {name: file for file, group in zip(files, groups, strict=True) for name in group}
         write_json(directory / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
@@ -421,24 +418,28 @@ def write_random(directory, config, layout="hf", *, seed=0, shards=1, progress=F
     write_json(directory / "config.json", config_json(config, layout))
 
 
+@contextmanager
+def whole_file(path):
+    """A file to write that gets its name when all is written, or never."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as out:
+            yield out
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_json(path, value):
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    with whole_file(path) as out:
+        out.write((json.dumps(value, indent=1) + "\n").encode())
 
 
-def progress_bar(total):
-    """A bar on the terminal for `total` bytes; call the result with each number of bytes done."""
+def progress_bar():
+    """A bar on the terminal that counts bytes, to be used in a `with`."""
     from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-    bar = Progress(*Progress.get_default_columns()[:2], DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    task = bar.add_task("writing", total=total)
-    bar.start()
-
-    def advance(n):
-        bar.advance(task, n)
-        if bar.finished:
-            bar.stop()
-
-    return advance
+    return Progress(*Progress.get_default_columns()[:2], DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
 
 
 def main():
@@ -456,7 +457,7 @@ def main():
     try:
         write_random(args.directory, config, args.layout, progress=True)
     except (CheckpointError, OSError) as error:
-        sys.exit(f"checkpoint.py: {error}")
+        parser.exit(2, f"checkpoint.py: {error}\n")
 
 
 if __name__ == "__main__":

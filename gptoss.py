@@ -17,8 +17,8 @@ named where they are used.
 """
 
 import math
+import os
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -123,13 +123,16 @@ def rotate(x, cos, sin):
 
 def linear(x, weight, bias=None):
     """x [T, N] @ weight [M, N]^T + bias [M] -> float32 [T, M]; weight bf16 or Int8."""
-    if isinstance(weight, Int8):
-        scales = np.repeat(weight.scales, 32, axis=1)[:, : x.shape[1]]
-        y = x @ (weight.values * scales).T
-    else:
-        y = np.empty((len(x), len(weight)), np.float32)
-        for r in range(0, len(weight), 8192):  # the unembedding in float32 would be 2.3 GB at once
-            y[:, r : r + 8192] = x @ widen(weight[r : r + 8192]).T
+    quantized = isinstance(weight, Int8)
+    M = len(weight.values if quantized else weight)
+    y = np.empty((len(x), M), np.float32)
+    for r in range(0, M, 8192):  # the unembedding in float32 would be 2.3 GB at once
+        rows = slice(r, r + 8192)
+        if quantized:
+            w = weight.values[rows] * np.repeat(weight.scales[rows], 32, axis=1)[:, : x.shape[1]]
+        else:
+            w = widen(weight[rows])
+        y[:, rows] = x @ w.T
     return y if bias is None else y + widen(bias)
 
 
@@ -171,7 +174,7 @@ def swiglu(gate_up, limit):
 
 def route(logits, K):
     """The K best of E experts for each token -> chosen int [T, K], weights float32 [T, K], a softmax over those K."""
-    chosen = np.argsort(-logits, axis=-1, kind="stable")[:, :K]
+    chosen = np.ascontiguousarray(np.argsort(-logits, axis=-1, kind="stable")[:, :K])
     best = np.take_along_axis(logits, chosen, axis=-1)
     weights = np.exp(best - best[:, :1])
     return chosen, weights / weights.sum(axis=-1, keepdims=True)
@@ -248,16 +251,19 @@ class KVCache:
     def rewind(self, n):
         """Drop tokens so that at most n remain, as many as can be restored exactly; return how many remain.
 
-        The last W keys at length p are p-W ... p-1; to go on from m <= p takes the keys m-W+1 ... m-1. They are all
-        there while nothing has left the window (p <= W), and otherwise for m = p and m = p - 1.
+        A state at length p with the last h keys can go on from m <= p if those in sight, m-W+1 ... m-1, are among them.
         """
         if n < 0:
             raise ValueError(f"rewind: expected a length of at least 0, found {n}")
         if n >= self.length:
             return self.length
-        states = {0: {i: kv[:, :0] for i, kv in self.recent.items()}} | self.snapshots | {self.length: self.recent}
-        usable = [p for p in states if p <= max(n + 1, self.window) or not self.recent]
-        p = max(usable, key=lambda p: min(p, n))
+
+        def restores(p, recent):
+            return all(p - kv.shape[1] <= max(0, min(p, n) - self.window + 1) for kv in recent.values())
+
+        nothing = {i: kv[:, :0] for i, kv in self.recent.items()}
+        states = {0: nothing, self.length: self.recent} | self.snapshots
+        p = max((p for p in states if restores(p, states[p])), key=lambda p: min(p, n))
         self.length = min(p, n)
         self.recent = {i: kv[:, : kv.shape[1] - (p - self.length)] for i, kv in states[p].items()}
         self.snapshots = {p: recent for p, recent in self.snapshots.items() if p <= self.length}
@@ -340,7 +346,7 @@ def load(path, *, backend="numba", dense_dtype="bfloat16"):
         raise ValueError(f'backend: expected "numpy" or "numba", found {backend!r}')
     if dense_dtype not in ("bfloat16", "int8"):
         raise ValueError(f'dense_dtype: expected "bfloat16" or "int8", found {dense_dtype!r}')
-    if not Path(path).is_dir():
+    if not os.path.isdir(path):
         raise CheckpointError(f"{path}: no such directory")
     config, layout = read_config(path)
     checkpoint = Checkpoint(path)

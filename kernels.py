@@ -107,13 +107,14 @@ def round_to_int16(x, rounded, scales):
     J, N = x.shape
     for j in range(J):
         for b in range(N // 32):
-            peak = np.float32(0)
+            peak, broken = np.float32(0), np.float32(0)
             for i in range(32 * b, 32 * b + 32):
                 peak = max(peak, abs(x[j, i]))
+                broken += x[j, i] * np.float32(0)  # nan if any is inf or nan, which max and integers would hide
             steps = np.float32(0) if peak == 0 else np.float32(32767) / peak
             for i in range(32 * b, 32 * b + 32):
                 rounded[j, place(i, N)] = np.int16(np.rint(x[j, i] * steps))
-            scales[j, b] = peak / np.float32(32767) * np.float32(0.5)
+            scales[j, b] = peak / np.float32(32767) * np.float32(0.5) + broken
 
 
 # ---- A few tokens: stream the weights -------------------------------------------------------------------------------

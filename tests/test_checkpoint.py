@@ -177,6 +177,7 @@ def test_eos_refused(eos, found, copy):
 
 def test_no_directory_no_config(copy, tmp_path):
     refused(tmp_path / "nowhere", tmp_path / "nowhere", "no such directory")
+    refused("x" * 5000, "no such directory")
     directory = copy("hf")
     refused(directory / "config.json", "config.json: no such directory")
     (directory / "config.json").unlink()
@@ -803,5 +804,6 @@ def test_command_fails_in_one_line(where, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["checkpoint.py", str(target)])
     with pytest.raises(SystemExit) as caught:
         checkpoint.main()
-    assert str(target) in str(caught.value) and "\n" not in str(caught.value)
+    said = capsys.readouterr().err
+    assert caught.value.code == 2 and str(target) in said and said.count("\n") == 1
     assert os.listdir(tmp_path) == ["new"] and (where == "file" or os.listdir(target) == [])

@@ -260,6 +260,13 @@ def test_rewind_is_near(small):
                 small([token], cache)
             # exact within the first window and one step back; otherwise at most a window lost
             assert cache.rewind(n) >= (n if length <= W or n >= length - 1 else max(0, n - W))
+        for n in range(length):  # and once more: what the first left must be enough, or it goes back further
+            cache = small.new_cache("float32")
+            for token in tokens:
+                small([token], cache)
+            again = cache.rewind(max(0, cache.rewind(n) - 1))
+            expected = small(np.append(tokens[:again], 3), logits_to_keep=1)
+            assert close(small([3], cache), expected)
     cache = small.new_cache()
     small(np.arange(3 * W), cache)  # a prompt ...
     for token in range(W):  # ... and a reply

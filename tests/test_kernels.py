@@ -355,17 +355,30 @@ def test_experts_at_odd_addresses():
         assert np.array_equal(found, expected)
 
 
-def test_experts_do_not_hide_nan():
+@pytest.mark.parametrize("T", [2, 9])
+def test_experts_do_not_hide_nan(T):
+    """A scale byte of 255 in either projection, or a broken x, shows in every output that depends on it, only there."""
     rng = np.random.default_rng(9)
     layer = expert_layer(rng, 3, 64, 96)
-    broken = layer.down.scales.copy()
-    broken[1, 5, 2] = 255  # expert 1, output 5
-    layer.down = MXFP4(layer.down.blocks, frozen(broken))
-    for T in (2, 9):
-        chosen = np.tile([0, 2], (T, 1))
-        chosen[1] = [1, 0]
-        y = kernels.experts(normal(rng, T, 64), chosen, np.full((T, 2), 0.5, np.float32), layer, 7.0)
-        assert np.argwhere(np.isnan(y)).tolist() == [[1, 5]]
+
+    def broken(weight, row):
+        scales = weight.scales.copy()
+        scales[1, row, 1] = 255  # of expert 1
+        return MXFP4(weight.blocks, frozen(scales))
+
+    def nan_at(x, layer):
+        y = kernels.experts(x, chosen, np.full((T, 2), 0.5, np.float32), layer, 7.0)
+        return np.argwhere(~np.isfinite(y)).tolist()
+
+    chosen = np.tile([0, 2], (T, 1))
+    chosen[1] = [1, 0]
+    x, whole_row = normal(rng, T, 64), [[1, n] for n in range(64)]
+    assert nan_at(x, layer) == []
+    assert nan_at(x, SimpleNamespace(**vars(layer) | {"down": broken(layer.down, 5)})) == [[1, 5]]
+    assert nan_at(x, SimpleNamespace(**vars(layer) | {"gate_up": broken(layer.gate_up, 11)})) == whole_row
+    for value in (np.nan, np.inf, -np.inf):
+        x[1, 7] = value
+        assert nan_at(x, layer) == whole_row
 
 
 # ---- attention ------------------------------------------------------------------------------------------------------
