@@ -174,6 +174,15 @@ def test_of_two_namespaces_with_one_name_the_later_counts():
         DeveloperContent(tools=[first, Namespace("functions")])])])
 
 
+def test_functions_count_as_offered_even_in_a_message_that_is_dropped():
+    tools = DeveloperContent(tools=[Namespace("functions", None, [Function("f", "")])])
+    messages = [Message("system", [SystemContent()]), Message("developer", [tools], channel="analysis"),
+                Message("assistant", "x", channel="final")]
+    assert_same_render(messages)
+    text = TOKENIZER.decode(render(messages, TOKENIZER))
+    assert "must go to the commentary channel: 'functions'" in text and "# Tools" not in text
+
+
 def test_no_text_becomes_a_special_token():
     text = "".join(TOKENIZER.special_tokens)
     ids = render([Message("system", [SystemContent(model_identity=text, knowledge_cutoff=text)]),
