@@ -8,7 +8,7 @@ import argparse
 import json
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import date
 from pathlib import Path
 
@@ -138,7 +138,8 @@ def converse(chat, screen, sampling, stats):
     """Ask what the user types, until the input ends. Without a terminal each line of the input is a question."""
     interactive = sys.stdin.isatty()
     if interactive:
-        import readline  # noqa: F401  (line editing in input())
+        with suppress(ImportError):  # Windows has none
+            import readline  # noqa: F401  (line editing in input())
 
         screen.note("Type a question, or /help. The model thinks as hard as you say: /effort low, medium or high.")
     while True:

@@ -139,7 +139,7 @@ def linear(x, weight, bias=None):
 def attention(q, k, v, sinks, window):
     """Grouped-query attention of the last T of S positions -> float32 [T, H, D].
 
-    q [T, H, D]; k, v [S, G, D], float32 or bf16; sinks [H]. Query t stands at position S - T + t and sees the keys up
+    q [T, H, D]; k, v [G, S, D], float32 or bf16; sinks [H]. Query t stands at position S - T + t and sees the keys up
     to itself, at most the last `window` (itself included). A sink is a logit that joins the softmax and brings no
     value: a head may look at nothing (arXiv 2309.17453; here learned, one a head).
 
@@ -149,19 +149,19 @@ def attention(q, k, v, sinks, window):
                                               position 4   . . x x x
     """
     T, H, D = q.shape
-    S, G, _ = k.shape
+    G, S, _ = k.shape
     q = q.reshape(T, G, H // G, D)  # query head h belongs to key/value head h // (H/G)
     position, key = np.arange(S - T, S)[:, None], np.arange(S)[None, :]
     visible = (key <= position) & (key > position - window)  # [T, S]
     sinks = widen(sinks).reshape(G, H // G, 1, 1)
     out = np.empty((T, G, H // G, D), np.float32)
     for g in range(G):
-        scores = q[:, g].transpose(1, 0, 2) @ widen(k[:, g]).T / np.float32(math.sqrt(D))  # [H/G, T, S]
+        scores = q[:, g].transpose(1, 0, 2) @ widen(k[g]).T / np.float32(math.sqrt(D))  # [H/G, T, S]
         scores = np.where(visible, scores, -np.inf)
         peak = np.maximum(scores.max(axis=-1, keepdims=True), sinks[g])
         p = np.exp(scores - peak)
         p /= p.sum(axis=-1, keepdims=True) + np.exp(sinks[g] - peak)
-        out[:, g] = (p @ widen(v[:, g])).transpose(1, 0, 2)
+        out[:, g] = (p @ widen(v[g])).transpose(1, 0, 2)
     return out.reshape(T, H, D)
 
 
@@ -196,7 +196,7 @@ def experts(x, chosen, weights, layer, limit):
 
 
 class KVCache:
-    """The keys and values of the tokens so far; in each layer one array [2, tokens, G, D].
+    """The keys and values of the tokens so far; in each layer one array [2, G, tokens, D].
 
     A full layer appends to a buffer that doubles when it is full. A sliding layer keeps the last W tokens: 100,000
     tokens cost it no more than 128. It is not a ring indexed modulo W but a new array at each step: that copies 3 MiB a
@@ -212,32 +212,30 @@ class KVCache:
         self.length = 0  # tokens held
         self.limit, self.window = config.max_position_embeddings, config.sliding_window
         stored = np.uint16 if dtype == "bfloat16" else np.float32
-        empty = np.zeros((2, 0, config.num_key_value_heads, config.head_dim), stored)
+        empty = np.zeros((2, config.num_key_value_heads, 0, config.head_dim), stored)
         self.full = {i: empty for i, kind in enumerate(config.layer_types) if kind == "full_attention"}
         self.recent = {i: empty for i, kind in enumerate(config.layer_types) if kind == "sliding_attention"}
         self.pending = {}  # what `recent` will be when the step is through every layer
         self.snapshots = {}  # length -> what `recent` was then
 
     def extend(self, i, k, v):
-        """Append k, v [T, G, D] to layer i; return all keys and values this step can see, [2, S, G, D], in order."""
+        """Append k, v [T, G, D] to layer i; return all keys and values this step can see, [2, G, S, D], in order."""
         n, T = self.length, len(k)
+        new = np.ascontiguousarray(np.stack([k, v]).swapaxes(1, 2))  # [2, G, T, D]
         if i in self.full:
             kv = self.full[i]
-            if n + T > kv.shape[1]:
-                self.full[i] = np.zeros((2, max(64, n + T, 2 * kv.shape[1]), *kv.shape[2:]), kv.dtype)
-                self.full[i][:, :n] = kv[:, :n]
+            if n + T > kv.shape[2]:
+                self.full[i] = np.zeros((*kv.shape[:2], max(64, n + T, 2 * kv.shape[2]), kv.shape[3]), kv.dtype)
+                self.full[i][:, :, :n] = kv[:, :, :n]
                 kv = self.full[i]
-            kv[:, n : n + T] = self._store([k, v], kv.dtype)
-            return kv[:, : n + T]
+            kv[:, :, n : n + T] = round_to_bf16(new) if kv.dtype == np.uint16 else new
+            return kv[:, :, : n + T]
         old = self.recent[i]
-        old = old[:, max(0, old.shape[1] - self.window + 1) :]  # the oldest of W is out of sight of the new token
-        kv = np.concatenate([old, self._store([k, v], old.dtype)], axis=1)
-        self.pending[i] = np.ascontiguousarray(kv[:, -self.window :])  # (no copy at T = 1)
+        new = round_to_bf16(new) if old.dtype == np.uint16 else new
+        old = old[:, :, max(0, old.shape[2] - self.window + 1) :]  # the oldest of W is out of sight of the new token
+        kv = np.concatenate([old, new], axis=2)
+        self.pending[i] = np.ascontiguousarray(kv[:, :, -self.window :])  # (no copy at T = 1)
         return kv
-
-    @staticmethod
-    def _store(kv, dtype):
-        return round_to_bf16(np.stack(kv)) if dtype == np.uint16 else np.stack(kv)
 
     def commit(self, T):
         """The T tokens are through every layer: count them. Until now the cache was as before, whatever interrupts."""
@@ -259,13 +257,13 @@ class KVCache:
             return self.length
 
         def restores(p, recent):
-            return all(p - kv.shape[1] <= max(0, min(p, n) - self.window + 1) for kv in recent.values())
+            return all(p - kv.shape[2] <= max(0, min(p, n) - self.window + 1) for kv in recent.values())
 
-        nothing = {i: kv[:, :0] for i, kv in self.recent.items()}
+        nothing = {i: kv[:, :, :0] for i, kv in self.recent.items()}
         states = {0: nothing, self.length: self.recent} | self.snapshots
         p = max((p for p in states if restores(p, states[p])), key=lambda p: min(p, n))
         self.length = min(p, n)
-        self.recent = {i: kv[:, : kv.shape[1] - (p - self.length)] for i, kv in states[p].items()}
+        self.recent = {i: kv[:, :, : kv.shape[2] - (p - self.length)] for i, kv in states[p].items()}
         self.snapshots = {p: recent for p, recent in self.snapshots.items() if p <= self.length}
         return self.length
 
@@ -321,7 +319,7 @@ class Model:
         q = linear(x, layer.q_weight, layer.q_bias).reshape(T, c.num_attention_heads, c.head_dim)  # [T, H, D]
         k = linear(x, layer.k_weight, layer.k_bias).reshape(T, c.num_key_value_heads, c.head_dim)  # [T, G, D]
         v = linear(x, layer.v_weight, layer.v_bias).reshape(T, c.num_key_value_heads, c.head_dim)
-        keys, values = cache.extend(i, rotate(k, cos, sin), v)  # [S, G, D] each
+        keys, values = cache.extend(i, rotate(k, cos, sin), v)  # [G, S, D] each
         window = c.sliding_window if c.layer_types[i] == "sliding_attention" else c.max_position_embeddings
         y = self.operations.attention(rotate(q, cos, sin), keys, values, layer.sinks, window)  # [T, H, D]
         return linear(y.reshape(T, -1), layer.o_weight, layer.o_bias)  # [T, N]

@@ -25,23 +25,29 @@ from simd import (
     first_to_float,
     fma,
     high_nibbles,
+    larger,
+    largest_lane,
     last_to_float,
     load_f32x2,
     load_f32x16,
     load_i8x32,
     load_i16x32,
+    load_one_widened,
     load_u8x2,
     load_u8x16,
     load_u8x32,
+    load_widened,
     look_up,
     low_nibbles,
     multiply_add,
+    power_of_two,
     splat,
     spread_scales,
     store,
     sum_lanes,
     times,
     to_float,
+    to_whole,
     zeros,
 )
 
@@ -377,62 +383,113 @@ def tile_experts(x, chosen, weights, layer, limit):
     return y
 
 
-KEYS = 32  # keys a step
+# ---- Attention ------------------------------------------------------------------------------------------------------
+
+KEYS, QUERIES = 32, 4  # keys a step; queries that share what is widened for it
+
+
+@jit
+def exp(x):
+    """e^x for 16 numbers up to 0, to 2e-7 of each; 0 below -87.7, where e^x leaves float32's normal range.
+
+    x = n ln 2 + r, |r| <= ln 2 / 2: so 2^n times a polynomial in r (Cephes' expf). ln 2 in two parts keeps r exact.
+    """
+    x = larger(x, splat(np.float32(-88)))  # n = -127
+    n = to_whole(times(x, splat(np.float32(1.44269504))))
+    r = fma(n, splat(np.float32(2.12194440e-4)), fma(n, splat(np.float32(-0.693359375)), x))
+    y = fma(splat(np.float32(1.9875691500e-4)), r, splat(np.float32(1.3981999507e-3)))
+    y = fma(y, r, splat(np.float32(8.3334519073e-3)))
+    y = fma(y, r, splat(np.float32(4.1665795894e-2)))
+    y = fma(y, r, splat(np.float32(1.6666665459e-1)))
+    y = fma(y, r, splat(np.float32(5.0000001201e-1)))
+    y = fma(y, times(r, r), add(r, splat(np.float32(1))))
+    return times(y, power_of_two(n))
+
+
+@jit
+def widen_step(x, at, n, D, rows):
+    """rows, flat [KEYS, P]: the first n = n rows of D numbers that lie at x's element `at`, in float32; D <= P."""
+    P = len(rows) // KEYS
+    whole = D // 16 * 16
+    for s in range(n):
+        for d in range(0, whole, 16):
+            store(rows, s * P + d, load_widened(x, at + s * D + d))
+        for d in range(whole, D):
+            rows[s * P + d] = load_one_widened(x, at + s * D + d)
+
+
+@jit
+def look_at(queries, keys, values, a, b, row, P, p, peak, total, sums):
+    """One step of one row: keys and values a to b - 1 join its peak, total and sums."""
+    p[:] = -np.inf
+    for s in range(a, b):
+        lanes = zeros()
+        for d in range(0, P, 16):
+            lanes = fma(load_f32x16(queries, row * P + d), load_f32x16(keys, s * P + d), lanes)
+        p[s] = sum_lanes(lanes)
+    new = max(peak[row], largest_lane(larger(load_f32x16(p, 0), load_f32x16(p, 16))))
+    shrink = np.exp(peak[row] - new)  # what was summed so far was relative to the old peak
+    lanes = zeros()
+    for s in range(0, KEYS, 16):
+        e = exp(add(load_f32x16(p, s), splat(-new)))
+        store(p, s, e)
+        lanes = add(lanes, e)
+    peak[row], total[row] = new, total[row] * shrink + sum_lanes(lanes)
+    for d in range(0, P, 32):  # two sums at a time: a single one would wait for itself
+        left = times(load_f32x16(sums, row * P + d), splat(shrink))
+        right = times(load_f32x16(sums, row * P + d + 16), splat(shrink))
+        for s in range(a, b):
+            left = fma(splat(p[s]), load_f32x16(values, s * P + d), left)
+            right = fma(splat(p[s]), load_f32x16(values, s * P + d + 16), right)
+        store(sums, row * P + d, left)
+        store(sums, row * P + d + 16, right)
 
 
 @parallel_jit
 def attend(q, k, v, sinks, window, out):
     """Online softmax (arXiv 1805.02867): one pass over the keys with a running peak, total and weighted sum of values.
 
-    The sink is where the pass begins: a first key whose logit is known and whose value is zero. Each key and value is
-    widened once for the H/G query heads that share it.
+    The sink is where the pass begins: a first key whose logit is known and whose value is zero. A thread takes a few
+    queries of the H/G heads that share a key (R rows a query) and widens each step's keys and values once for all of
+    them. A head is padded to a multiple of 32 with zeros, which change neither products nor sums.
     """
     T, H, D = q.shape
-    S, G, _ = k.shape
-    R = H // G
+    G, S, _ = k.shape
+    R, P, stride = H // G, (D + 31) // 32 * 32, k.strides[0] // k.itemsize
     scale = np.float32(1 / math.sqrt(D))
-    for task in prange(T * G):
-        t, g = task // G, task % G
-        last = S - T + t
-        peak, total, sums = np.empty(R, np.float32), np.ones(R, np.float32), np.zeros((R, D), np.float32)
-        row, p = np.empty(D, np.float32), np.empty((R, KEYS), np.float32)
-        for r in range(R):
-            peak[r] = widen(sinks[g * R + r])
-        for first in range(max(0, last - window + 1), last + 1, KEYS):
-            n = min(KEYS, last + 1 - first)
-            for s in range(n):
-                for d in range(D):
-                    row[d] = widen(k[first + s, g, d])
-                for r in range(R):
-                    dot = np.float32(0)
-                    for d in range(D):
-                        dot += q[t, g * R + r, d] * row[d]
-                    p[r, s] = dot * scale
-            for r in range(R):
-                new = peak[r]
-                for s in range(n):
-                    new = max(new, p[r, s])
-                shrink = np.exp(peak[r] - new)  # what was summed so far was relative to the old peak
-                peak[r] = new
-                total[r] *= shrink
-                for d in range(D):
-                    sums[r, d] *= shrink
-                for s in range(n):
-                    p[r, s] = np.exp(p[r, s] - new)
-                    total[r] += p[r, s]
-            for s in range(n):
-                for d in range(D):
-                    row[d] = widen(v[first + s, g, d])
-                for r in range(R):
-                    for d in range(D):
-                        sums[r, d] += p[r, s] * row[d]
-        for r in range(R):
+    for task in prange((T + QUERIES - 1) // QUERIES * G):
+        t, g = task // G * QUERIES, task % G
+        rows = min(QUERIES, T - t) * R
+        queries, sums = np.zeros(rows * P, np.float32), np.zeros(rows * P, np.float32)
+        peak, total = np.empty(rows, np.float32), np.ones(rows, np.float32)
+        keys, values, p = np.zeros(KEYS * P, np.float32), np.zeros(KEYS * P, np.float32), np.empty(KEYS, np.float32)
+        for row in range(rows):
+            peak[row] = widen(sinks[g * R + row % R])
             for d in range(D):
-                out[t, g * R + r, d] = sums[r, d] / total[r]
+                queries[row * P + d] = q[t + row // R, g * R + row % R, d] * scale
+        begin, end = max(0, S - T + t - window + 1), S - T + t + rows // R
+        for first in range(begin, end, KEYS):
+            n = min(KEYS, end - first)
+            widen_step(k, g * stride + first * D, n, D, keys)
+            widen_step(v, g * stride + first * D, n, D, values)
+            for row in range(rows):
+                position = S - T + t + row // R
+                a, b = max(0, position - window + 1 - first), min(n, position + 1 - first)
+                if a < b:  # of these keys the query sees a to b - 1
+                    look_at(queries, keys, values, a, b, row, P, p, peak, total, sums)
+        for row in range(rows):
+            for d in range(D):
+                out[t + row // R, g * R + row % R, d] = sums[row * P + d] / total[row]
 
 
 def attention(q, k, v, sinks, window):
-    """The last T of S positions attend -> float32 [T, H, D]; q [T, H, D], k, v [S, G, D]. See gptoss.attention."""
+    """The last T of S positions attend -> float32 [T, H, D]; q [T, H, D], k, v [G, S, D]. See gptoss.attention.
+
+    k and v may be the filled parts of longer buffers: a head's keys lie one after the other, heads any stride apart.
+    """
+    packed = (k.shape[2] * k.itemsize, k.itemsize)
+    if k.strides[1:] != packed or v.strides != k.strides:
+        k, v = np.ascontiguousarray(k), np.ascontiguousarray(v)
     out = np.empty_like(q)
     attend(q, k, v, sinks, window, out)
     return out

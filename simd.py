@@ -79,6 +79,33 @@ load_u8x2, load_u8x16, load_u8x32, load_i8x32 = loader(u8x2), loader(u8x16), loa
 load_i16x32, load_f32x2, load_f32x16 = loader(i16x32), loader(f32x2), loader(f32x16)
 
 
+def widened_loader(n):
+    @intrinsic
+    def load(typing, array, i):
+        def emit(context, builder, signature, args):
+            array_type = signature.args[0]
+            data = builder.gep(context.make_array(array_type)(context, builder, args[0]).data, [args[1]])
+            pattern, result = (context.get_value_type(array_type.dtype), context.get_value_type(signature.return_type))
+            if n > 1:
+                pattern = ir.VectorType(pattern, n)
+                data = builder.bitcast(data, pattern.as_pointer())
+            x = builder.load(data, align=2)
+            if array_type.dtype == types.float32:
+                return x
+            wide = ir.VectorType(I32, n) if n > 1 else I32
+            sixteen = ir.Constant(wide, [16] * n if n > 1 else 16)
+            return builder.bitcast(builder.shl(builder.zext(x, wide), sixteen), result)
+
+        return (f32x16 if n > 1 else types.float32)(array, types.intp), emit
+
+    return load
+
+
+# float32 lanes i, i + 1, ... (or the one at i) of an array of float32 or of bf16 patterns (uint16), counted in elements
+# from its first one: unlike in array[i], strides do not matter.
+load_widened, load_one_widened = widened_loader(16), widened_loader(1)
+
+
 @intrinsic
 def store(typing, array, i, v):
     """array[i : i + 16] = v, a float32 array and an f32x16."""
@@ -161,8 +188,12 @@ def multiply_add(typing, w, x):
 
 @intrinsic
 def add(typing, a, b):
-    """a + b, int32[16] each."""
-    return i32x16(i32x16, i32x16), lambda context, builder, signature, args: builder.add(*args)
+    """a + b, int32[16] or float32[16] each."""
+
+    def emit(context, builder, signature, args):
+        return builder.fadd(*args) if signature.return_type == f32x16 else builder.add(*args)
+
+    return a(a, a), emit
 
 
 @intrinsic
@@ -236,6 +267,37 @@ def fma(typing, a, b, c):
 
 
 @intrinsic
+def larger(typing, a, b):
+    """The larger of a and b, float32[16] each."""
+
+    def emit(context, builder, signature, args):
+        return builder.select(builder.fcmp_ordered(">", *args), *args)
+
+    return f32x16(f32x16, f32x16), emit
+
+
+@intrinsic
+def to_whole(typing, v):
+    """float32[16] -> the nearest whole numbers, still float32."""
+
+    def emit(context, builder, signature, args):
+        return call(builder, "llvm.rint.v16f32", args[0].type, args)
+
+    return f32x16(f32x16), emit
+
+
+@intrinsic
+def power_of_two(typing, n):
+    """2^n for whole n from -126 to 127, float32[16]: n becomes the exponent. 0 for n = -127."""
+
+    def emit(context, builder, signature, args):
+        exponent = builder.add(builder.fptosi(args[0], lowered(i32x16)), repeat(i32x16, 127))
+        return builder.bitcast(builder.shl(exponent, repeat(i32x16, 23)), lowered(f32x16))
+
+    return f32x16(f32x16), emit
+
+
+@intrinsic
 def zeros(typing):
     return f32x16(), lambda context, builder, signature, args: repeat(f32x16, 0.0)
 
@@ -248,5 +310,15 @@ def sum_lanes(typing, v):
         function = ir.FunctionType(ir.FloatType(), [ir.FloatType(), args[0].type])
         reduce = cgutils.get_or_insert_function(builder.module, function, "llvm.vector.reduce.fadd.v16f32")
         return builder.call(reduce, [ir.Constant(ir.FloatType(), 0.0), args[0]], fastmath=["reassoc"])
+
+    return types.float32(f32x16), emit
+
+
+@intrinsic
+def largest_lane(typing, v):
+    """float32[16] -> the largest of them."""
+
+    def emit(context, builder, signature, args):
+        return call(builder, "llvm.vector.reduce.fmax.v16f32", ir.FloatType(), args)
 
     return types.float32(f32x16), emit

@@ -289,7 +289,7 @@ def test_sliding_layers_keep_a_window_and_snapshots_are_few(small):
     cache = small.new_cache()
     for token in range(300):
         small([token % SMALL.vocab_size], cache)
-    assert all(kv.shape[1] == SMALL.sliding_window for kv in cache.recent.values())
+    assert all(kv.shape[2] == SMALL.sliding_window for kv in cache.recent.values())
     assert len(cache.snapshots) == cache.SNAPSHOTS
     gaps = np.diff([0, *sorted(cache.snapshots), 300])
     assert gaps.max() < 300 / 4  # they cover the whole sequence
@@ -324,7 +324,8 @@ def test_a_long_prompt_goes_in_chunks(small, monkeypatch):
     seen = []
 
     def note(name, operation):
-        return lambda a, b, *rest: seen.append((name, len(a), len(b))) or operation(a, b, *rest)
+        size = {"linear": 0, "attention": 1}[name]  # rows of a weight [M, N]; keys of k [G, S, D]
+        return lambda a, b, *rest: seen.append((name, len(a), b.shape[size])) or operation(a, b, *rest)
 
     operations = {name: note(name, getattr(gptoss, name)) for name in ("linear", "attention")}
     monkeypatch.setattr(small, "operations", SimpleNamespace(experts=gptoss.experts, **operations))
