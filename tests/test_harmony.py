@@ -663,9 +663,9 @@ def test_parse_is_linear_in_time_and_memory(shape):
         "messages": ([START, 1428, MESSAGE, 25, END] * (n // 5), None, True),
         "starts": ([START] * n + [MESSAGE], "assistant", True),
     }[shape]
-    start = time.perf_counter()
+    start = time.process_time()
     parse(stream, TOKENIZER, role, strict)
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
 
     tracemalloc.start()
     parse(stream[-n // 10:] if shape == "messages" else stream[:n // 10] + stream[-1:], TOKENIZER, role, strict)

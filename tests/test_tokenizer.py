@@ -152,9 +152,9 @@ def test_allowed_special_tokens_are_tiktoken_s(text, allowed):
 ], ids=lambda text: f"{text[:2]!r}")
 def test_a_megabyte_in_linear_time(text):
     """About half a second each here; a quadratic step anywhere would make it hours. Whole, and no token lost."""
-    start = time.perf_counter()
+    start = time.process_time()
     ids = O200K.encode(text)
-    assert time.perf_counter() - start < 15
+    assert time.process_time() - start < 15
     assert O200K.decode(ids) == text
 
 
@@ -165,9 +165,9 @@ def test_encoding_a_megabyte_is_as_fast_as_tiktoken():
     times = {O200K.encode: [], TIKTOKEN.encode_ordinary: []}
     for _ in range(7):
         for encode in times:
-            start = time.perf_counter()
+            start = time.process_time()
             encode(text)
-            times[encode].append(time.perf_counter() - start)
+            times[encode].append(time.process_time() - start)
     ours, reference = map(min, times.values())
     assert ours < 1.2 * reference, (ours, reference)
 
