@@ -6,6 +6,7 @@ they come. The thoughts of the model (channel "analysis") are shown dim, the ans
 
 import argparse
 import json
+import re
 import sys
 import time
 from contextlib import closing, suppress
@@ -19,6 +20,7 @@ import gptoss
 import tokenizer as tokenizers
 from harmony import EFFORTS, HarmonyError, Message, StreamParser, SystemContent, render
 
+CHANNELS = SystemContent.valid_channels  # analysis, commentary, final
 HERE = Path(__file__).resolve().parent
 HELP = """\
 /effort low|medium|high   how long to think before answering (now: {effort})
@@ -26,6 +28,18 @@ HELP = """\
 /stats                    show or hide tokens and tokens per second
 /help, /exit              this text; leave (also Ctrl-D)
 Ctrl-C stops a reply and keeps the conversation."""
+
+
+def channel_of(message):
+    """The channel a message is meant for: models write things like "commentary?", and some leave it out."""
+    name = re.match("[a-z]*", message.channel or "")[0]
+    return name if name in CHANNELS else "final"
+
+
+def called(message):
+    """The tool that a message calls, or None: "to=assistant" and a bare content type are slips, not calls."""
+    name = (message.recipient or "").partition("<|")[0]
+    return None if name in ("", "assistant", "user", "all", *CHANNELS) else name
 
 
 class Conversation:
@@ -66,7 +80,7 @@ class Conversation:
                 said.append(token)
                 yield from self._read(parser, token)
                 message = parser.messages[-1] if parser.messages else None
-                if message and (message.recipient or message.channel == "final" or message.role != "assistant"):
+                if message and (called(message) or channel_of(message) == "final" or message.role != "assistant"):
                     break
             else:
                 if parser.state == "Content" and said[-1] not in self.model.config.eos_token_id:
@@ -74,8 +88,8 @@ class Conversation:
         finally:
             self.held = (ids + said)[: self.cache.length]
             self._keep(parser)
-        if parser.messages and parser.messages[-1].recipient:
-            yield "note", f"the model called {parser.messages[-1].recipient}, but no tools are offered here"
+        if parser.messages and called(parser.messages[-1]):
+            yield "note", f"the model called {called(parser.messages[-1])}, but no tools are offered here"
         self.stats = (f"{len(ids)} tokens of prompt, {start} of them known, read in {prefilled - began:.2f} s; "
                       f"{len(said)} generated, {len(said) / (time.perf_counter() - prefilled):.1f} tokens/s")
 
@@ -90,15 +104,16 @@ class Conversation:
             if token != special["<|message|>"]:
                 parser.feed(token)
         if parser.state == "Content" and parser.last_content_delta:
-            yield parser.current_channel or "final", parser.last_content_delta
+            yield channel_of(Message("assistant", "", channel=parser.current_channel)), parser.last_content_delta
 
     def _keep(self, parser):
         """Add what the model said to the user to the history, finished or not."""
         if parser.state == "Content":
             parser.finish()
         for message in parser.messages:
-            if message.role == "assistant" and message.channel != "analysis" and not message.recipient:
-                self.history.append(Message("assistant", message.content, channel=message.channel or "final"))
+            channel = channel_of(message)
+            if message.role == "assistant" and channel != "analysis" and not called(message):
+                self.history.append(Message("assistant", message.content, channel=channel))
 
 
 class Screen:

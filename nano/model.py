@@ -4,7 +4,11 @@ Every layer of the architecture is one small module that takes plain tensors, wi
 Face checkpoint, so that each can be compared with its counterpart. It trains (nano/train.py) and it is compared
 (tests/); it does not generate, keep a cache, or compute from packed MXFP4 weights: that is gptoss.py.
 
-    B rows   T tokens   C hidden_size   H query heads   K key/value heads   D head_dim   E experts   I intermediate_size
+The letters are those of gptoss.py, and B rows of a batch:
+
+    B  rows            T  tokens in a row      N  hidden_size      E  num_local_experts
+    H  query heads     G  key/value heads      D  head_dim         K  num_experts_per_tok
+    V  vocab_size                              F  intermediate_size
 """
 
 import json
@@ -13,8 +17,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 
 FP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)  # e2m1, by nibble
 
@@ -81,29 +85,30 @@ def fused_attention(q, k, v, sinks, mask):
     """
     B, H, T, D = q.shape
     q = torch.cat((q, q.new_ones(B, H, T, 1)), -1)
-    sink = F.pad((sinks * math.sqrt(D))[None, :, None, None].expand(B, H, 1, 1), (D, 0))
-    k = torch.cat((F.pad(k, (0, 1)), sink), 2)                                          # [B, H, keys + 1, D + 1]
-    mask = F.pad(mask, (0, 1), value=True)
-    return F.scaled_dot_product_attention(q, k, F.pad(v, (0, 1, 0, 1)), mask, scale=1 / math.sqrt(D))[..., :D]
+    sink = functional.pad((sinks * math.sqrt(D))[None, :, None, None].expand(B, H, 1, 1), (D, 0))
+    k = torch.cat((functional.pad(k, (0, 1)), sink), 2)                                 # [B, H, keys + 1, D + 1]
+    v = functional.pad(v, (0, 1, 0, 1))
+    mask = functional.pad(mask, (0, 1), value=True)
+    return functional.scaled_dot_product_attention(q, k, v, mask, scale=1 / math.sqrt(D))[..., :D]
 
 
 class Attention(nn.Module):
-    """Grouped-query attention: H query heads share K key/value heads (head h uses h // (H / K))."""
+    """Grouped-query attention: H query heads share G key/value heads (head h uses h // (H / G))."""
 
     def __init__(self, config):
         super().__init__()
-        C, H, K, D = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        self.heads, self.kv_heads, self.head_dim = H, K, D
-        self.q_proj = nn.Linear(C, H * D)
-        self.k_proj = nn.Linear(C, K * D)
-        self.v_proj = nn.Linear(C, K * D)
-        self.o_proj = nn.Linear(H * D, C)
+        N, H, G, D = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self.heads, self.kv_heads, self.head_dim = H, G, D
+        self.q_proj = nn.Linear(N, H * D)
+        self.k_proj = nn.Linear(N, G * D)
+        self.v_proj = nn.Linear(N, G * D)
+        self.o_proj = nn.Linear(H * D, N)
         self.sinks = nn.Parameter(torch.zeros(H))
 
     def forward(self, x, cos, sin, mask, attend=attention):
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, self.heads, self.head_dim).transpose(1, 2)        # [B, H, T, D]
-        k = self.k_proj(x).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)     # [B, K, T, D]
+        k = self.k_proj(x).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)     # [B, G, T, D]
         v = self.v_proj(x).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         group = self.heads // self.kv_heads
@@ -112,7 +117,7 @@ class Attention(nn.Module):
 
 
 class Router(nn.Module):
-    """Scores the experts, keeps the best k, and weights them by a softmax over those k scores only."""
+    """Scores the experts, keeps the best K, and weights them by a softmax over those K scores only."""
 
     def __init__(self, config):
         super().__init__()
@@ -120,32 +125,32 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.num_local_experts, config.hidden_size))
         self.bias = nn.Parameter(torch.zeros(config.num_local_experts))
 
-    def forward(self, x):                                                               # [N, C]
-        logits = F.linear(x, self.weight, self.bias)                                    # [N, E]
-        best, chosen = logits.topk(self.top_k, dim=-1)                                  # [N, k]
+    def forward(self, x):                                                               # [BT, N]
+        logits = functional.linear(x, self.weight, self.bias)                           # [BT, E]
+        best, chosen = logits.topk(self.top_k, dim=-1)                                  # [BT, K]
         return torch.softmax(best, dim=-1), chosen, logits
 
 
 def swiglu(x, limit):
-    """gate * sigmoid(1.702 gate) * (up + 1) of x [..., 2I], whose even columns are gates and odd ones ups, clamped."""
+    """gate * sigmoid(1.702 gate) * (up + 1) of x [..., 2F], whose even columns are gates and odd ones ups, clamped."""
     gate, up = x[..., ::2].clamp(max=limit), x[..., 1::2].clamp(-limit, limit)
     return gate * torch.sigmoid(1.702 * gate) * (up + 1)
 
 
 class Experts(nn.Module):
-    """E feed-forward networks of which each token visits k. Dense float weights, input axis first, as in
+    """E feed-forward networks of which each token visits K. Dense float weights, input axis first, as in
     transformers."""
 
     def __init__(self, config):
         super().__init__()
-        E, C, I = config.num_local_experts, config.hidden_size, config.intermediate_size  # noqa: E741
+        E, N, F = config.num_local_experts, config.hidden_size, config.intermediate_size
         self.limit = config.swiglu_limit
-        self.gate_up_proj = nn.Parameter(torch.empty(E, C, 2 * I))
-        self.gate_up_proj_bias = nn.Parameter(torch.zeros(E, 2 * I))
-        self.down_proj = nn.Parameter(torch.empty(E, I, C))
-        self.down_proj_bias = nn.Parameter(torch.zeros(E, C))
+        self.gate_up_proj = nn.Parameter(torch.empty(E, N, 2 * F))
+        self.gate_up_proj_bias = nn.Parameter(torch.zeros(E, 2 * F))
+        self.down_proj = nn.Parameter(torch.empty(E, F, N))
+        self.down_proj_bias = nn.Parameter(torch.zeros(E, N))
 
-    def forward(self, x, weights, chosen):                                              # [N, C], [N, k], [N, k]
+    def forward(self, x, weights, chosen):                                              # [BT, N], [BT, K], [BT, K]
         out = torch.zeros_like(x)
         for e in range(self.gate_up_proj.shape[0]):
             token, slot = torch.where(chosen == e)                                      # who visits expert e
@@ -163,7 +168,7 @@ class MoE(nn.Module):
         self.router = Router(config)
         self.experts = Experts(config)
 
-    def forward(self, x):                                                               # [B, T, C]
+    def forward(self, x):                                                               # [B, T, N]
         flat = x.reshape(-1, x.shape[-1])
         weights, chosen, logits = self.router(flat)
         return self.experts(flat, weights, chosen).view_as(x), (logits, chosen)
@@ -198,7 +203,7 @@ class GptOss(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def hidden(self, tokens, positions=None, visible=None, attend=attention):
-        """tokens [B, T] -> the last hidden state [B, T, C] and each layer's (router logits [BT, E], chosen [BT, k]).
+        """tokens [B, T] -> the last hidden state [B, T, N] and each layer's (router logits [BT, E], chosen [BT, K]).
 
         positions [B, T] (default 0, 1, ...) and visible (bool [B, T, T], default all) let several conversations share
         a row; a token never sees one with a later place in the row or, on sliding layers, a window or more positions
@@ -223,7 +228,7 @@ class GptOss(nn.Module):
         return self.model.norm(x), routing
 
     def forward(self, tokens, positions=None, visible=None, attend=attention):
-        """tokens [B, T] -> logits [B, T, vocab_size]."""
+        """tokens [B, T] -> logits [B, T, V]."""
         return self.lm_head(self.hidden(tokens, positions, visible, attend)[0])
 
 
