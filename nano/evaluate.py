@@ -9,10 +9,12 @@ word for word, what the problem asks for. Intervals are Wilson's, at 95%.
 
 import argparse
 import math
+import os
 import random
 import sys
 from pathlib import Path
 
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")     # a model this small has no work for a second thread
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 import gptoss  # noqa: E402
