@@ -89,7 +89,7 @@ def write(model, directory):
               "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": [
                   "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]}}
     save_json(directory / "config.json", config)
-    save_json(directory / "generation_config.json", {"bos_token_id": ids["<|startoftext|>"], "do_sample": True,
+    save_json(directory / "generation_config.json", {"bos_token_id": ids["<|startoftext|>"], "do_sample": False,
                                                      "eos_token_id": eos, "pad_token_id": ids["<|endoftext|>"]})
     save_file(tensors(model), directory / "model.safetensors", metadata={"format": "pt"})
 
