@@ -9,12 +9,12 @@ word for word, what the problem asks for. Intervals are Wilson's, at 95%.
 
 import argparse
 import math
-import os
 import random
 import sys
 from pathlib import Path
 
-os.environ.setdefault("NUMBA_NUM_THREADS", "1")     # a model this small has no work for a second thread
+import numba
+
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 import gptoss  # noqa: E402
@@ -147,6 +147,7 @@ def main():
     parser.add_argument("--backend", default="numba", choices=("numba", "numpy"))
     parser.add_argument("--picture", metavar="FILE")
     args = parser.parse_args()
+    numba.set_num_threads(1)        # a model this small has no work for a second thread
     model, tokenizer = gptoss.load(args.checkpoint, backend=args.backend), tokenizers.load(args.checkpoint)
     results = {}
     for task in args.tasks:
