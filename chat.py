@@ -83,7 +83,7 @@ class Conversation:
                 if message and (called(message) or channel_of(message) == "final" or message.role != "assistant"):
                     break
             else:
-                if parser.state == "Content" and said[-1] not in self.model.config.eos_token_id:
+                if said[-1] not in self.model.config.eos_token_id:
                     yield "note", f"stopped after {len(said)} tokens"
         finally:
             self.held = (ids + said)[: self.cache.length]
@@ -94,6 +94,7 @@ class Conversation:
                       f"{len(said)} generated, {len(said) / (time.perf_counter() - prefilled):.1f} tokens/s")
 
     def _read(self, parser, token):
+        before = len(parser.messages), parser.state
         try:
             parser.feed(token)
         except HarmonyError:  # a header the model got wrong; what follows is most likely meant for the user
@@ -103,7 +104,9 @@ class Conversation:
                 parser.feed(repair)
             if token != special["<|message|>"]:
                 parser.feed(token)
-        if parser.state == "Content" and parser.last_content_delta:
+        if before == (len(parser.messages) - 1, "Header"):  # stopped in its header: the parser saved it
+            yield channel_of(parser.messages[-1]), parser.messages[-1].content
+        elif parser.state == "Content" and parser.last_content_delta:
             yield channel_of(Message("assistant", "", channel=parser.current_channel)), parser.last_content_delta
 
     def _keep(self, parser):
@@ -112,7 +115,7 @@ class Conversation:
             parser.finish()
         for message in parser.messages:
             channel = channel_of(message)
-            if message.role == "assistant" and channel != "analysis" and not called(message):
+            if message.content and message.role == "assistant" and channel != "analysis" and not called(message):
                 self.history.append(Message("assistant", message.content, channel=channel))
 
 

@@ -134,6 +134,8 @@ def test_ctrl_c_stops_a_reply_and_keeps_the_conversation(tokenizer):
     ("[channel][channel]final[message]Twice.[return]", {"final": "Twice."}),
     ("[channel]analysis?[message]Hm.[end][start]assistant[channel]final.[message]So.[return]",
      {"analysis": "Hm.", "final": "So."}),
+    ("[channel]final No message token.[return]", {"final": "No message token."}),
+    ("[channel]final", {"note": "stopped after 2 tokens"}),
     ("[channel]final to=assistant[message]To whom?[return]", {"final": "To whom?"}),
     ("[channel]final [constrain]json[message]A type.[return]", {"final": "A type."}),
     ("[channel]analysis[message]Hm.[end]assistant says[return]", {"analysis": "Hm.", "final": "assistant says"}),
