@@ -17,7 +17,6 @@ import resource
 import statistics
 import sys
 import time
-from dataclasses import replace
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
@@ -95,7 +94,7 @@ def measure(path, dense_dtype, prompt, depths, tokens, limits):
     def ids(n):
         return rng.integers(0, model.config.vocab_size, n)
 
-    model(ids(prompt), logits_to_keep=1)  # compiles, and touches every page once: what follows is the warm state
+    model(ids(prompt), logits_to_keep=1)  # compiles, and reads most pages once: what follows is the warm state
     model(ids(1), logits_to_keep=1)
     read, flop = work_per_token(model.config, 2 if dense_dtype == "bfloat16" else 1)
     figures = {"load_seconds": load, "bytes_per_token": read, "flop_per_token": flop}
@@ -146,20 +145,18 @@ def main():
     args = parser.parse_args()
     limits = {"matmul_flop_per_second": matmul_rate()}
 
-    from checkpoint import SHAPES, CheckpointError, write_random
+    from checkpoint import shape, write_random
 
     path = args.checkpoint
     try:
         if args.shape:
+            config = shape(args.shape, args.layers)
             path = HERE / f"random-{args.shape}{f'-{args.layers}-layers' if args.layers else ''}"
             if not (path / "config.json").exists():
-                config = SHAPES[args.shape]
-                layers = args.layers or config.num_hidden_layers
-                config = replace(config, num_hidden_layers=layers, layer_types=config.layer_types[:layers])
                 write_random(path, config, progress=True)
         limits["bytes_per_second"] = bandwidth()
         figures = measure(path, args.dense_dtype, args.prompt, sorted(args.depth), args.tokens, limits)
-    except (CheckpointError, OSError) as error:
+    except (ValueError, OSError) as error:
         print(f"bench.py: {error}", file=sys.stderr)
         return 2
     results = {"machine": machine(), "checkpoint": path.name, "dense_dtype": args.dense_dtype, "limits": limits,

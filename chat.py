@@ -5,7 +5,6 @@ they come. The thoughts of the model (channel "analysis") are shown dim, the ans
 """
 
 import argparse
-import json
 import re
 import sys
 import time
@@ -18,6 +17,7 @@ from rich.text import Text
 
 import gptoss
 import tokenizer as tokenizers
+from checkpoint import read_json
 from harmony import EFFORTS, HarmonyError, Message, StreamParser, SystemContent, render
 
 CHANNELS = SystemContent.valid_channels  # analysis, commentary, final
@@ -97,7 +97,10 @@ class Conversation:
         before = len(parser.messages), parser.state
         try:
             parser.feed(token)
-        except HarmonyError:  # a header the model got wrong; what follows is most likely meant for the user
+        except HarmonyError:
+            if parser.state == "Header":  # it stopped in a header that is not text: nothing to show
+                return
+            # a header the model got wrong; what follows is most likely meant for the user
             special, encode = self.tokenizer.special_tokens, self.tokenizer.encode
             for repair in (special["<|start|>"], *encode("assistant"), special["<|channel|>"], *encode("final"),
                            special["<|message|>"]):
@@ -205,10 +208,8 @@ def answer(chat, screen, text, sampling, stats):
 
 def default_temperature(directory):
     """1, as OpenAI recommends, unless the checkpoint's generation_config.json says do_sample false: then 0, greedy."""
-    try:
-        return 0.0 if json.loads((directory / "generation_config.json").read_text()).get("do_sample") is False else 1.0
-    except (OSError, ValueError, AttributeError):
-        return 1.0
+    path = directory / "generation_config.json"
+    return 0.0 if path.exists() and read_json(path).get("do_sample") is False else 1.0
 
 
 class Arguments(argparse.ArgumentParser):
@@ -253,7 +254,7 @@ def main(argv=None):
     screen = Screen()
     try:
         if screen.terminal and not list((HERE / "__pycache__").glob("kernels.*.nbi")):
-            screen.note("The first run compiles the kernels, which takes about half a minute.")
+            screen.note("The first run compiles the kernels: a matter of ten seconds or a few more.")
         model, tokenizer = gptoss.load(args.model), tokenizers.load(args.model)
         chat = Conversation(model, tokenizer, args.effort)
         temperature = default_temperature(args.model) if args.temperature is None else args.temperature

@@ -332,6 +332,16 @@ SHAPES = {
 }
 
 
+def shape(name, layers=None):
+    """The Config of a named shape, with only its first `layers` layers if given. Raises CheckpointError."""
+    config = SHAPES[name]
+    if layers is None:
+        return config
+    if not 1 <= layers <= config.num_hidden_layers:
+        raise CheckpointError(f"--layers: expected 1 to {config.num_hidden_layers}, found {layers}")
+    return replace(config, num_hidden_layers=layers, layer_types=config.layer_types[:layers])
+
+
 def config_json(config, layout):
     """The config.json of `config` in either layout, as a dict."""
     fields = asdict(config) | {"layer_types": list(config.layer_types)}
@@ -449,13 +459,8 @@ def main():
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
     parser.add_argument("--layout", choices=("hf", "original"), default="hf")
     args = parser.parse_args()
-    config = SHAPES[args.shape]
-    if args.layers is not None:
-        if not 1 <= args.layers <= config.num_hidden_layers:
-            parser.error(f"--layers: expected 1 to {config.num_hidden_layers}, found {args.layers}")
-        config = replace(config, num_hidden_layers=args.layers, layer_types=config.layer_types[: args.layers])
     try:
-        write_random(args.directory, config, args.layout, progress=True)
+        write_random(args.directory, shape(args.shape, args.layers), args.layout, progress=True)
     except (CheckpointError, OSError) as error:
         parser.exit(2, f"checkpoint.py: {error}\n")
 

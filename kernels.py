@@ -55,7 +55,8 @@ FEW = 4  # up to so many tokens the weights are streamed; above, they are widene
 TILE = 96 * 2880  # numbers in a tile of weights: as float32 they fill a 1 MiB level-2 cache
 SUMS = {"reassoc", "contract", "nsz"}  # sums in any order, so that their loops become vector code; inf and nan stay
 
-# Compiled code is kept on disk beside this file (__pycache__), so only the first run compiles.
+# Compiled code is kept on disk beside this file (__pycache__), so only the first run compiles. Numba compiles again when
+# this file changes, but does not look at simd.py: who edits that one, touches this one.
 jit = njit(cache=True, nogil=True, fastmath=SUMS)
 parallel_jit = njit(cache=True, parallel=True, fastmath=SUMS)
 
@@ -298,14 +299,14 @@ def swiglu_rows(gate_up, bias, expert, limit, h):
 
 
 @parallel_jit
-def combine(down, bias, place, chosen, weights, y):
-    """y [T, N]: token t's K results, which stand in rows place [T, K] of down [T * K, N], weighted and summed."""
+def combine(down, bias, rows, chosen, weights, y):
+    """y [T, N]: token t's K results, which stand in rows [T, K] of down [T * K, N], weighted and summed."""
     T, K = chosen.shape
     for t in prange(T):
         y[t] = 0
         for k in range(K):
             for n in range(y.shape[1]):
-                y[t, n] += weights[t, k] * (down[place[t, k], n] + widen(bias[chosen[t, k], n]))
+                y[t, n] += weights[t, k] * (down[rows[t, k], n] + widen(bias[chosen[t, k], n]))
 
 
 # ---- The three operations -------------------------------------------------------------------------------------------
@@ -376,16 +377,16 @@ def tile_experts(x, chosen, weights, layer, limit):
     h = np.empty((T * K, F), np.float32)
     swiglu_rows(gate_up, layer.gate_up_bias, expert, limit, h)
     down = project(h, layer.down, N)
-    place = np.empty(T * K, np.int64)
-    place[order] = np.arange(T * K)
+    rows = np.empty(T * K, np.int64)
+    rows[order] = np.arange(T * K)
     y = np.empty((T, N), np.float32)
-    combine(down, layer.down_bias, place.reshape(T, K), chosen, weights, y)
+    combine(down, layer.down_bias, rows.reshape(T, K), chosen, weights, y)
     return y
 
 
 # ---- Attention ------------------------------------------------------------------------------------------------------
 
-KEYS, QUERIES = 32, 4  # keys a step; queries that share what is widened for it
+KEYS, QUERIES = 32, 4  # keys a step, two vectors; queries that share what is widened for it
 
 
 @jit

@@ -268,10 +268,10 @@ def fma(typing, a, b, c):
 
 @intrinsic
 def larger(typing, a, b):
-    """The larger of a and b, float32[16] each."""
+    """The larger of a and b, float32[16] each; a where it is nan, so that nan is not lost."""
 
     def emit(context, builder, signature, args):
-        return builder.select(builder.fcmp_ordered(">", *args), *args)
+        return builder.select(builder.fcmp_unordered(">", *args), *args)
 
     return f32x16(f32x16, f32x16), emit
 

@@ -5,11 +5,13 @@
 """
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
+from checkpoint import Config, config_json, tensor_table, write_json
 from nano.model import FP4_VALUES, dequantize_mxfp4
 
 
@@ -28,8 +30,7 @@ def quantize_mxfp4(weights):
     best = None
     for exponent in (top - 2, top - 1, top, top + 1):
         scaled = groups / torch.exp2(exponent)[..., None]
-        codes = torch.bucketize(scaled.abs(),
-                                middles)                                  # nearest of the eight magnitudes
+        codes = torch.bucketize(scaled.abs(), middles)                                  # nearest of eight magnitudes
         error = (values[codes] - scaled.abs()).square().sum(-1) * torch.exp2(2 * exponent)
         codes = codes + 8 * (scaled < 0)
         if best is None:
@@ -40,16 +41,15 @@ def quantize_mxfp4(weights):
                     torch.where(better, exponent, best[2]))
     _, codes, exponent = best
     codes = codes.to(torch.uint8)
-    return codes[..., ::2] | codes[...,
-                                   1::2] << 4, (exponent + 127).to(torch.uint8)    # the even element in the low nibble
+    blocks = codes[..., ::2] | codes[..., 1::2] << 4                                    # even element in the low nibble
+    return blocks, (exponent + 127).to(torch.uint8)
 
 
 def tensors(model):
     """The tensors of the Hugging Face layout by name."""
     out = {}
     for name, value in model.state_dict().items():
-        if name.endswith(("gate_up_proj",
-                          "down_proj")):                                # [E, in, out] -> rows are outputs
+        if name.endswith(("gate_up_proj", "down_proj")):                                # [E, in, out]: rows are inputs
             blocks, scales = quantize_mxfp4(value.transpose(1, 2).contiguous())
             out[f"{name}_blocks"], out[f"{name}_scales"] = blocks.contiguous(), scales
         else:
@@ -74,10 +74,6 @@ def special_ids(directory):
     return {token["content"]: token["id"] for token in added}
 
 
-def save_json(path, value):
-    path.write_text(json.dumps(value, indent=2) + "\n")
-
-
 def write(model, directory):
     """The Hugging Face layout, beside a tokenizer.json that is already there."""
     directory, c = Path(directory), vars(model.config)
@@ -88,40 +84,22 @@ def write(model, directory):
               "torch_dtype": "bfloat16", "eos_token_id": ids["<|return|>"], "pad_token_id": ids["<|endoftext|>"],
               "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": [
                   "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]}}
-    save_json(directory / "config.json", config)
-    save_json(directory / "generation_config.json", {"bos_token_id": ids["<|startoftext|>"], "do_sample": False,
-                                                     "eos_token_id": eos, "pad_token_id": ids["<|endoftext|>"]})
+    write_json(directory / "config.json", config)
+    write_json(directory / "generation_config.json", {"bos_token_id": ids["<|startoftext|>"], "do_sample": False,
+                                                      "eos_token_id": eos, "pad_token_id": ids["<|endoftext|>"]})
     save_file(tensors(model), directory / "model.safetensors", metadata={"format": "pt"})
-
-
-ORIGINAL_NAMES = (("model.layers.", "block."), ("self_attn.o_proj", "attn.out"), ("self_attn.sinks", "attn.sinks"),
-                  ("input_layernorm.weight", "attn.norm.scale"), ("post_attention_layernorm.weight", "mlp.norm.scale"),
-                  ("mlp.router", "mlp.gate"), ("mlp.experts.gate_up_proj_bias", "mlp.mlp1_bias"),
-                  ("mlp.experts.down_proj_bias", "mlp.mlp2_bias"), ("mlp.experts.gate_up_proj_", "mlp.mlp1_weight."),
-                  ("mlp.experts.down_proj_", "mlp.mlp2_weight."), ("model.embed_tokens.weight", "embedding.weight"),
-                  ("model.norm.weight", "norm.scale"), ("lm_head.weight", "unembedding.weight"))
 
 
 def write_original(model, directory):
     """OpenAI's layout: other names, and one matrix for queries, keys and values. The MXFP4 bytes are the same."""
-    directory, c, stored, out = Path(directory), model.config, tensors(model), {}
-    for name, value in stored.items():
-        if ".q_proj." in name:
-            parts = [stored[name.replace("q_proj", f"{which}_proj")] for which in "qkv"]
-            layer, _, kind = name.removeprefix("model.layers.").partition(".self_attn.q_proj.")
-            out[f"block.{layer}.attn.qkv.{kind}"] = torch.cat(parts)
-        elif not (".k_proj." in name or ".v_proj." in name):
-            for ours, theirs in ORIGINAL_NAMES:
-                name = name.replace(ours, theirs)
-            out[name] = value
+    directory, stored = Path(directory), tensors(model)
+    known = {field.name for field in fields(Config)}
+    config = Config(**{key: value for key, value in vars(model.config).items() if key in known})
+    ours = {(field, layer): name for name, (field, layer, _, _) in tensor_table(config, "hf").items()}
+    out = {}
+    for name, (field, layer, _, _) in tensor_table(config, "original").items():
+        sources = [field.replace("qkv", x) for x in "qkv"] if field.startswith("qkv") else [field]
+        out[name] = torch.cat([stored[ours[source, layer]] for source in sources])
     directory.mkdir(parents=True, exist_ok=True)
-    save_json(directory / "config.json", {
-        "num_hidden_layers": c.num_hidden_layers, "num_experts": c.num_local_experts,
-                                          "experts_per_token": c.num_experts_per_tok,
-        "vocab_size": c.vocab_size, "hidden_size": c.hidden_size, "intermediate_size": c.intermediate_size,
-        "swiglu_limit": c.swiglu_limit, "head_dim": c.head_dim, "num_attention_heads": c.num_attention_heads,
-        "num_key_value_heads": c.num_key_value_heads, "sliding_window": c.sliding_window,
-        "initial_context_length": c.rope_scaling["original_max_position_embeddings"], "rope_theta": c.rope_theta,
-        "rope_scaling_factor": c.rope_scaling["factor"], "rope_ntk_alpha": c.rope_scaling["beta_slow"],
-        "rope_ntk_beta": c.rope_scaling["beta_fast"]})
+    write_json(directory / "config.json", config_json(config, "original"))
     save_file(out, directory / "model.safetensors", metadata={"format": "pt"})

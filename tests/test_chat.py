@@ -33,7 +33,7 @@ def nano():
 
 
 class Scripted:
-    """Says what it is told to, and keeps what it is given to read. An int in the script is a token, a str a text."""
+    """Says what it is told to, and keeps what it is given to read."""
 
     def __init__(self, tokenizer, *replies):
         config, _ = gptoss.read_config(ROOT / "nano")
@@ -56,10 +56,12 @@ class Scripted:
         return logits
 
     def ids(self, reply):
-        """"[channel]" stands for <|channel|>, and so on; "^C" for the user's interrupt."""
-        for piece in re.split(r"(\[\w+\]|\^C)", reply):
+        """"[channel]" stands for <|channel|>, and so on; "^C" for an interrupt; "~" for a byte that no text has."""
+        for piece in re.split(r"(\[\w+\]|\^C|~)", reply):
             if piece == "^C":
                 yield KeyboardInterrupt
+            elif piece == "~":
+                yield next(i for i in range(self.tokenizer.vocab_size) if self.tokenizer.decode_bytes([i]) == b"\xff")
             elif re.fullmatch(r"\[\w+\]", piece):
                 yield self.tokenizer.special_tokens[f"<|{piece[1:-1]}|>"]
             else:
@@ -98,8 +100,9 @@ def test_a_reply_and_what_is_kept_of_it(tokenizer):
 
 
 def test_the_cache_holds_what_a_fresh_one_would(nano, tokenizer):
-    """Logits after two turns, some of it rewound, equal those of the same prompt read at once (float32 rounding apart:
-    keys and values are bfloat16, whose steps of 1/256 may fall either way)."""
+    """Logits after two turns, some of it rewound, equal those of the same prompt read at once. The experts' inputs are
+    int16 in one and float32 in the other (2e-5 of logits up to 23), and a key or value that stands between two bfloat16
+    may fall either way, 1/128 of one of thousands: 2e-4 was seen, a key too many or too few changes logits by 1."""
     conversation = chat.Conversation(nano, tokenizer, "medium")
     for question in ("What is 3 * 14?", "Hello!"):
         ask(conversation, question)
@@ -109,7 +112,7 @@ def test_the_cache_holds_what_a_fresh_one_would(nano, tokenizer):
     assert known > 100
     again = nano(ids[known:], conversation.cache, logits_to_keep=1)
     fresh = nano(ids, nano.new_cache(), logits_to_keep=1)
-    assert np.abs(again - fresh).max() < 0.3 < np.abs(fresh).max() / 10
+    assert np.abs(again - fresh).max() < 0.02 < np.abs(fresh).max() / 10
 
 
 def test_ctrl_c_stops_a_reply_and_keeps_the_conversation(tokenizer):
@@ -135,6 +138,9 @@ def test_ctrl_c_stops_a_reply_and_keeps_the_conversation(tokenizer):
      {"analysis": "Hm.", "final": "So."}),
     ("[channel]final No message token.[return]", {"final": "No message token."}),
     ("[channel]final", {"note": "stopped after 2 tokens"}),
+    ("[channel]fi~nal[message]A broken byte.[return]", {"final": "A broken byte."}),
+    ("[channel]~[return]", {}),
+    ("[channel]~[end][start]assistant[channel]final[message]Again.[return]", {"final": "Again."}),
     ("[channel]final to=assistant[message]To whom?[return]", {"final": "To whom?"}),
     ("[channel]final [constrain]json[message]A type.[return]", {"final": "A type."}),
     ("[channel]analysis[message]Hm.[end]assistant says[return]", {"analysis": "Hm.", "final": "assistant says"}),

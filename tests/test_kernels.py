@@ -452,6 +452,23 @@ def test_attention_where_the_peak_comes_late_or_early():
             assert np.abs(found).max() < 1
 
 
+def test_attention_does_not_hide_nan():
+    """A broken query shows in its own output, a broken key or value in the queries and heads that see it; only there.
+    (The NumPy twin spreads a broken value further: it multiplies what is masked by 0, and 0 times nan is nan.)"""
+    rng, window, at = np.random.default_rng(17), 9, 30
+    sinks = bf16(rng, 6)
+    for broken in ("q", "k", "v"):
+        arrays = {"q": normal(rng, 50, 6, 10), "k": normal(rng, 2, 50, 10), "v": normal(rng, 2, 50, 10)}
+        arrays[broken][(at, 1) if broken == "q" else (1, at)] = np.nan
+        expected = np.zeros((50, 6), bool)  # [T, H]
+        if broken == "q":
+            expected[at, 1] = True
+        else:
+            expected[at : at + window, 3:] = True  # heads 3 to 5 share key/value head 1
+        found = np.isnan(kernels.attention(*arrays.values(), sinks, window))
+        assert np.array_equal(found, np.broadcast_to(expected[..., None], found.shape)), broken
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_attention_over_the_cache(dtype):
     """Keys and values as the model passes them: views of the cache's arrays, which are longer than what is seen."""
