@@ -55,8 +55,8 @@ FEW = 4  # up to so many tokens the weights are streamed; above, they are widene
 TILE = 96 * 2880  # numbers in a tile of weights: as float32 they fill a 1 MiB level-2 cache
 SUMS = {"reassoc", "contract", "nsz"}  # sums in any order, so that their loops become vector code; inf and nan stay
 
-# Compiled code is kept on disk beside this file (__pycache__), so only the first run compiles. Numba compiles again when
-# this file changes, but does not look at simd.py: who edits that one, touches this one.
+# Compiled code is kept on disk beside this file (__pycache__), so only the first run compiles. Numba compiles again
+# when this file changes, but knows nothing of simd.py: after editing that one, delete __pycache__.
 jit = njit(cache=True, nogil=True, fastmath=SUMS)
 parallel_jit = njit(cache=True, parallel=True, fastmath=SUMS)
 
