@@ -1,0 +1,513 @@
+"""The ladder: one MXFP4 matrix-vector product, from a plain loop to the memory's limit. docs/kernels.md climbs it.
+
+    python docs/ladder.py                           measure every rung, on one thread and on all of them
+    python docs/ladder.py --picture ladder.svg      and draw them under the roofline
+    python docs/ladder.py --rows 1000               quick; but so few rows stay in a cache, and the figures mean little
+
+A rung is a function that multiplies one row of packed weights by x; all else is the same for all of them. Each is
+compared with the exact product before it is timed. The model uses nothing of this file: its own kernel is the rung
+"two blocks at a time", imported from kernels.py. Letters: M rows, N weights a row, B = N/32 blocks a row, T tokens.
+"""
+
+import argparse
+import math
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import njit, prange, types
+from numba.extending import intrinsic
+from threadpoolctl import threadpool_limits
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench import machine  # noqa: E402
+from gptoss import E2M1, MXFP4, dequantize, widen  # noqa: E402
+from kernels import (  # noqa: E402
+    SUMS,
+    dot_mxfp4,
+    e8m0,
+    multiply_tiles,
+    round_to_int16,
+    stream_bf16,
+    unpacked,
+    widen_mxfp4,
+)
+from simd import (  # noqa: E402
+    Vector,
+    add,
+    both_nibbles,
+    call,
+    f32x16,
+    first_to_float,
+    fma,
+    high_nibbles,
+    i8x32,
+    lanes,
+    last_to_float,
+    load_f32x2,
+    load_f32x16,
+    load_i8x32,
+    load_i16x32,
+    load_u8x2,
+    load_u8x16,
+    load_u8x32,
+    look_up,
+    low_nibbles,
+    lowered,
+    multiply_add,
+    splat,
+    spread_scales,
+    sum_lanes,
+    times,
+    to_float,
+    zeros,
+)
+
+# Not cached on disk: Numba would not notice that kernels.py has changed, and the old code would be timed.
+jit, parallel_jit = njit(fastmath=SUMS), njit(parallel=True, fastmath=SUMS)
+ALL = numba.get_num_threads()
+TOKENS = 64  # for the tiles at the end: what an expert sees of a prompt of 512 tokens, on average
+RUNS, SECONDS = 15, 0.5  # the best of so many, or of those that the time allows
+PACKED = 17 / 32  # bytes of a weight: half a one, and a share of the scale
+LIMIT, KERNEL = "bf16, plain loop", "two blocks at a time"
+
+
+# ---- The product in NumPy, and row by row ---------------------------------------------------------------------------
+
+
+def numpy_product(blocks, scales, x, x_scales, y):
+    """y [M] = W @ x as gptoss.py does it: all of W becomes float32 in memory (here 1000 rows at a time) and is read."""
+    for m in range(0, len(y), 1000):
+        y[m : m + 1000] = dequantize(MXFP4(blocks[m : m + 1000], scales[m : m + 1000])) @ x
+
+
+def interpreted(dot):
+    """The product that calls a rung for each row, in plain Python."""
+
+    def product(blocks, scales, x, x_scales, y):
+        for row in range(len(y)):
+            y[row] = dot(blocks.reshape(-1), scales.reshape(-1), row, x, x_scales, scales.shape[1])
+
+    return product
+
+
+def compiled(dot):
+    """The same compiled, the rows dealt out to all threads."""
+
+    @parallel_jit
+    def product(blocks, scales, x, x_scales, y):
+        B = scales.shape[1]
+        blocks, scales = blocks.reshape(-1), scales.reshape(-1)
+        for row in prange(len(y)):
+            y[row] = dot(blocks, scales, row, x, x_scales, B)
+
+    return product
+
+
+# ---- The rungs: row `row` of packed weights times x; blocks [M * B * 16], scales [M * B], both flat ------------------
+
+
+@jit
+def dot_plain(blocks, scales, row, x, x_scales, B):
+    total = np.float32(0)
+    for b in range(B):
+        block = np.float32(0)
+        for i in range(16):
+            byte = blocks[16 * (row * B + b) + i]
+            block += E2M1[byte & 15] * x[32 * b + 2 * i]
+            block += E2M1[byte >> 4] * x[32 * b + 2 * i + 1]
+        total += block * e8m0(scales[row * B + b])
+    return total
+
+
+def dot_apart(e2m1, unit):
+    """x comes with each block's even elements first, then its odd ones. e2m1(code) * unit is what a code stands for."""
+
+    @jit
+    def dot(blocks, scales, row, x, x_scales, B):
+        total = np.float32(0)
+        for b in range(B):
+            block, at = np.float32(0), 16 * (row * B + b)
+            packed, even, odd = blocks[at : at + 16], x[32 * b : 32 * b + 16], x[32 * b + 16 : 32 * b + 32]
+            for i in range(16):
+                block += e2m1(packed[i] & np.uint8(15)) * even[i] + e2m1(packed[i] >> np.uint8(4)) * odd[i]
+            total += block * (e8m0(scales[row * B + b]) * unit)
+        return total
+
+    return dot
+
+
+@jit
+def e2m1_from_table(code):
+    return E2M1[code]
+
+
+@jit
+def e2m1_as_float32(code):
+    """Sign, exponent and mantissa moved to where float32 has them: right but for a factor of 2^126."""
+    code = np.uint32(code)
+    bits = np.uint32((code & np.uint32(8)) << np.uint32(28) | (code & np.uint32(7)) << np.uint32(22))
+    return bits.view(np.float32) * np.float32(2.0**126)  # at once: the code 1 is a subnormal there
+
+
+@jit
+def e2m1_as_float16(code):
+    """The same in the bits of a float16, which the processor then converts: a factor of 2^14 is missing."""
+    code = np.uint16(code)
+    return float16_to_float(np.uint16((code & np.uint16(8)) << np.uint16(12) | (code & np.uint16(7)) << np.uint16(9)))
+
+
+@intrinsic
+def float16_to_float(typing, bits):
+    """A float16's bits (uint16) -> float32 (vcvtph2ps on x86)."""
+
+    def emit(context, builder, signature, args):
+        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(types.uint16), emit
+
+
+@jit
+def dot_vectors(blocks, scales, row, x, x_scales, B):
+    sums = zeros()
+    for b in range(B):
+        w = look_up(both_nibbles(load_u8x16(blocks, 16 * (row * B + b))))
+        block = times(first_to_float(w), load_f32x16(x, 32 * b))
+        block = fma(last_to_float(w), load_f32x16(x, 32 * b + 16), block)
+        sums = fma(block, splat(e8m0(scales[row * B + b]) * np.float32(0.5)), sums)  # look_up gives twice the number
+    return sum_lanes(sums)
+
+
+@jit
+def dot_int16(blocks, scales, row, x, x_scales, B):
+    sums = zeros()
+    for b in range(B):
+        w = look_up(both_nibbles(load_u8x16(blocks, 16 * (row * B + b))))
+        products = multiply_add(w, load_i16x32(x, 32 * b))
+        sums = fma(to_float(products), splat(e8m0(scales[row * B + b]) * x_scales[b]), sums)
+    return sum_lanes(sums)
+
+
+@jit
+def dot_kernel(blocks, scales, row, x, x_scales, B):
+    return dot_mxfp4(blocks, scales, row, x, x_scales, 0, B)
+
+
+@jit
+def dot_int8(blocks, scales, row, x, x_scales, B):
+    sums = zeros()
+    for b in range(0, B - 1, 2):
+        packed = load_u8x32(blocks, 16 * (row * B + b))
+        even = multiply_add_int8(look_up(low_nibbles(packed)), load_i8x32(x, 32 * b))
+        odd = multiply_add_int8(look_up(high_nibbles(packed)), load_i8x32(x, 32 * b + 32))
+        scale = spread_scales(load_u8x2(scales, row * B + b), load_f32x2(x_scales, b))
+        sums = fma(int16_to_float(add(even, odd)), scale, sums)
+    if B % 2:
+        b = B - 1
+        w = look_up(both_nibbles(load_u8x16(blocks, 16 * (row * B + b))))
+        products = int16_to_float(multiply_add_int8(w, load_i8x32(x, 32 * b)))
+        sums = fma(products, splat(e8m0(scales[row * B + b]) * x_scales[b]), sums)
+    return sum_lanes(sums)
+
+
+i16x16 = Vector(types.int16, 16)
+
+
+@intrinsic
+def multiply_add_int8(typing, w, x):
+    """int8 w[32] up to 12, int8 x[32] -> int16[16], w[2i] x[2i] + w[2i+1] x[2i+1]: at most 2 * 12 * 127."""
+
+    def pairs(context, builder, signature, args):  # vpmaddubsw wants w unsigned: its sign goes to x
+        no = ir.Constant(ir.IntType(1), 0)
+        size = call(builder, "llvm.abs.v32i8", lowered(i8x32), [args[0], no])
+        x = call(builder, "llvm.x86.avx2.psign.b", lowered(i8x32), [args[1], args[0]])
+        return call(builder, "llvm.x86.avx2.pmadd.ub.sw", lowered(i16x16), [size, x])
+
+    def generic(context, builder, signature, args):
+        wide = ir.VectorType(ir.IntType(16), 32)
+        products = builder.mul(builder.sext(args[0], wide), builder.sext(args[1], wide))
+        return builder.add(lanes(builder, products, range(0, 32, 2)), lanes(builder, products, range(1, 32, 2)))
+
+    def emit(context, *rest):
+        triple, cpu, features = context.codegen().magic_tuple()
+        return (pairs if "+avx2" in features else generic)(context, *rest)
+
+    return i16x16(i8x32, i8x32), emit
+
+
+@intrinsic
+def int16_to_float(typing, v):
+    """int16[16] -> float32[16]."""
+    return f32x16(i16x16), lambda context, builder, signature, args: builder.sitofp(args[0], lowered(f32x16))
+
+
+# ---- What a rung wants x to be: x [N] -> x, x_scales [B] -------------------------------------------------------------
+
+NONE = np.empty(0, np.float32)
+
+
+def as_it_is(x):
+    return x, NONE
+
+
+def evens_first(x):
+    return np.ascontiguousarray(x.reshape(-1, 16, 2).swapaxes(1, 2)).reshape(-1), NONE
+
+
+def int16_by_block(x):
+    rounded, scales = np.empty((len(x) // 32, 32), np.int16), np.empty((len(x) // 32, 1), np.float32)
+    round_to_int16(x.reshape(-1, 32), rounded, scales)  # each block as a row of its own: evens first, then odds
+    return rounded.reshape(-1), scales.reshape(-1)
+
+
+def int16_by_two(x):
+    rounded, scales = np.empty((1, len(x)), np.int16), np.empty((1, len(x) // 32), np.float32)
+    round_to_int16(x[None], rounded, scales)
+    return rounded[0], scales[0]
+
+
+def int8_by_two(x):
+    step = np.abs(x).reshape(-1, 32).max(axis=1) / np.float32(127)
+    rounded = np.rint(x / np.repeat(np.where(step == 0, 1, step), 32)).astype(np.int8)
+    return rounded[unpacked(len(x))], step * np.float32(0.5)
+
+
+class Rung(NamedTuple):
+    name: str
+    product: object
+    prepare: object = as_it_is
+    steps: float = math.inf  # x is rounded to so many steps between 0 and a block's largest
+    rows: int = sys.maxsize  # of a slow rung only the first rows
+    threads: bool = True
+
+    def tolerance(self, N):
+        """Of the error, relative to the result, both root mean square.
+
+        A float32 sum of N terms, one after the other, is off by 2^-24 * sqrt(N / 6); we allow sqrt(N). Rounding to
+        steps of size s is off by s / sqrt(12), and the largest of 32 numbers is at most sqrt(32) times their size.
+        """
+        return 2**-24 * math.sqrt(N) + math.sqrt(32 / 12) / self.steps
+
+
+RUNGS = [
+    Rung("plain Python", interpreted(dot_plain.py_func), rows=100, threads=False),
+    Rung("NumPy", numpy_product, threads=False),
+    Rung("plain loop", compiled(dot_plain)),
+    Rung("evens and odds apart", compiled(dot_apart(e2m1_from_table, np.float32(1))), evens_first),
+    Rung("through float32 bits", compiled(dot_apart(e2m1_as_float32, np.float32(1))), evens_first),
+    Rung("through float16 bits", compiled(dot_apart(e2m1_as_float16, np.float32(2.0**14))), evens_first),
+    Rung("vectors by hand", compiled(dot_vectors), evens_first),
+    Rung("int16 activations", compiled(dot_int16), int16_by_block, steps=32767),
+    Rung(KERNEL, compiled(dot_kernel), int16_by_two, steps=32767),
+    Rung("int8 activations", compiled(dot_int8), int8_by_two, steps=127),
+]
+
+
+# ---- Measuring ------------------------------------------------------------------------------------------------------
+
+
+def random_weights(M, N, rng):
+    """Packed weights of M rows, with scales of 2^-9 to 2^-2."""
+    blocks = np.frombuffer(rng.bytes(M * N // 2), np.uint8).reshape(M, N // 32, 16)
+    return MXFP4(blocks, rng.integers(118, 126, (M, N // 32), dtype=np.uint8))
+
+
+def exact_product(weight, x):
+    """x [T, N] @ weight [M, N]^T in float64 -> [T, M], 1000 rows at a time."""
+    y = np.empty((len(x), len(weight.scales)))
+    for m in range(0, y.shape[1], 1000):
+        y[:, m : m + 1000] = x.astype(np.float64) @ dequantize(MXFP4(*(part[m : m + 1000] for part in weight))).T
+    return y
+
+
+def error_of(name, y, exact, tolerance):
+    """The relative error of y; one that is too large is not worth timing."""
+    error = np.sqrt(np.mean(np.square(y - exact)) / np.mean(np.square(exact)))
+    if not error <= tolerance:
+        raise ValueError(f"rung {name!r}: expected a relative error of at most {tolerance:.1e}, found {error:.1e}")
+    return error
+
+
+def best_time(work):
+    times, end = [], time.perf_counter() + SECONDS
+    while not times or time.perf_counter() < end and len(times) < RUNS:
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def climb(M, N):
+    """Measure rungs and limits -> {name: (error, {threads: bytes a second})}, matmul {threads: FLOP a second}, and
+    what the tiles do: (error, FLOP a second)."""
+    rng = np.random.default_rng(0)
+    weight = random_weights(M, N, rng)
+    tokens = rng.standard_normal((TOKENS, N), dtype=np.float32)
+    exact, x = exact_product(weight, tokens), tokens[0]
+    counts = sorted({1, ALL})
+    figures, matmul = {}, {}
+
+    def measure(name, bytes_of_row, work, y, exact, tolerance, counts):
+        work()  # compiles
+        error, rates = error_of(name, y, exact, tolerance), {}
+        for threads in counts:
+            numba.set_num_threads(threads)
+            rates[threads] = len(y) * bytes_of_row / best_time(work)
+        figures[name] = (error, rates)
+
+    for rung in RUNGS:
+        y, (prepared, x_scales) = np.empty(min(M, rung.rows), np.float32), rung.prepare(x)
+
+        def work(rung=rung, y=y, prepared=prepared, x_scales=x_scales):
+            rung.product(*weight, prepared, x_scales, y)
+
+        threads = counts if rung.threads else [1]
+        measure(rung.name, PACKED * N, work, y, exact[0, : len(y)], rung.tolerance(N), threads)
+
+    # The limit: as many bytes of bf16 weights, of any sign and between 2^-7 and 2 in size.
+    dense = rng.integers(2**16, size=(max(1, M * 17 // 64), N), dtype=np.uint16) & 0x83FF | 0x3C00
+    y, wide = np.empty((1, len(dense)), np.float32), x.astype(np.float64)
+    exact_dense = np.concatenate([widen(dense[m : m + 1000]) @ wide for m in range(0, len(dense), 1000)])
+    measure(LIMIT, 2 * N, lambda: stream_bf16(x[None], dense, y), y[0], exact_dense, 2**-24 * N**0.5, counts)
+
+    a = np.ones((2048, 2048), np.float32)
+    for threads in counts:
+        with threadpool_limits(threads, user_api="blas"):
+            a @ a
+            matmul[threads] = 2 * 2048**3 / best_time(lambda: a @ a)
+
+    numba.set_num_threads(ALL)
+    x, y = tokens[:, unpacked(N)], np.empty((TOKENS, M), np.float32)
+    flat = [part.reshape(-1) for part in weight]
+    tasks = [(x, lambda first, tile: widen_mxfp4(*flat, first, tile), M, y)]
+    multiply_tiles(N, tasks)
+    error = error_of(f"tiles, {TOKENS} tokens", y, exact, 2**-24 * N**0.5)
+    return figures, matmul, (error, 2 * M * N * TOKENS / best_time(lambda: multiply_tiles(N, tasks)))
+
+
+# ---- Showing --------------------------------------------------------------------------------------------------------
+
+
+def report(M, N, figures, matmul, tiles):
+    heads = {n: f"{n} thread{'s' if n > 1 else ''}" for n in matmul}
+    print(machine())
+    print(f"{M:,} rows of {N:,} weights, {M * N * PACKED / 1e6:,.0f} MB packed; errors are relative to float64 (rms)")
+    print(f"\n{'':22}" + "".join(f"{head:^32}" for head in heads.values()))
+    print(f"{'':22}" + f"{'GB/s':>8}{'GFLOP/s':>10}{'of limit':>10}    " * len(heads) + "error")
+    for name, (error, rates) in figures.items():
+        line, size = f"{name:22}", 2 if name == LIMIT else PACKED
+        for n in heads:
+            rate = rates.get(n)
+            shown = "---"
+            if rate:
+                shown = f"{rate / 1e9:.3g}", f"{2 * rate / size / 1e9:.3g}", f"{rate / figures[LIMIT][1][n]:.1%}"
+            line += "{:>8}{:>10}{:>10}    ".format(*shown)
+        print(f"{line}{error:.0e}")
+    print(f"{'float32 matmul':22}" + "".join(f"{rate / 1e9:18.3g}{'':14}" for rate in matmul.values()))
+    error, rate = tiles
+    print(f"\n{TOKENS} tokens at once, tile by tile, {heads[ALL]}: {rate / 1e9:.3g} GFLOP/s, "
+          f"{rate / matmul[ALL]:.0%} of matmul's; error {error:.0e}")
+
+
+def draw(figures, matmul, tiles, file):
+    """The roofline (Williams, Waterman and Patterson, CACM 2009): what memory and arithmetic allow, and what we get."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    ink, gray, pale, orange, blue = "#1f2937", "#6b7280", "#b6c2d1", "#c2410c", "#1d4ed8"
+    plt.rcParams.update({"font.size": 10, "text.color": ink, "axes.edgecolor": gray, "svg.hashsalt": "ladder"})
+    fig, ax = plt.subplots(figsize=(9.6, 7.2), layout="constrained")
+    left, right, bottom, top = 0.5, 700, 0.3, 2.2 * matmul[ALL] / 1e9
+    ax.set(xscale="log", yscale="log", xlim=(left, right), ylim=(bottom, top))
+    ax.set_xlabel("operations for each byte of weights (FLOP/byte)", color=gray)
+    ax.set_ylabel("operations a second (GFLOP/s)", color=gray)
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.tick_params(which="both", color=gray, labelcolor=gray)
+
+    def write(text, at, shift, color, **how):
+        ax.annotate(text, at, shift, textcoords="offset points", color=color, zorder=8, **how)
+
+    def dot(x, y, color, n=ALL):
+        size, fill, edge = (8, color, "white") if n == ALL else (5, "white", color)
+        ax.plot(x, y, "o", ms=size, color=fill, mec=edge, zorder=5 + (n == ALL) + (color == blue), clip_on=False)
+
+    # The roofs: what memory allows, rising, up to what arithmetic allows.
+    name = {n: f"{n} thread{'s' if n > 1 else ''}" for n in matmul}
+    fig.draw_without_rendering()  # settles the layout, on which the angle of a slope depends
+    (x0, y0), (x1, y1) = ax.transData.transform([(1, 1), (10, 10)])
+    along = {"rotation": math.degrees(math.atan2(y1 - y0, x1 - x0)), "rotation_mode": "anchor"}
+    for n in matmul:
+        color, words, gap = (ink, ink, 5) if n == ALL else (pale, gray, -13)
+        slope, roof = figures[LIMIT][1][n] / 1e9, matmul[n] / 1e9
+        ax.plot([left, roof / slope, right], [slope * left, roof, roof], color=color, lw=2.5, zorder=2 + (n == ALL))
+        write(f"memory, {name[n]}: {slope:.0f} GB/s", (left * 1.1, slope * left * 1.1), (0, gap), words, **along)
+        write(f"float32 matmul, {name[n]}: {roof:.0f} GFLOP/s", (right, roof), (-4, gap), words, ha="right")
+
+    one, some = 2 / PACKED, 2 * TOKENS / PACKED
+    for at, words in (1, "bf16, one token"), (one, "MXFP4, one token"), (some, f"MXFP4, {TOKENS} tokens"):
+        ax.axvline(at, color=orange, lw=1, ls=(0, (1, 3)), zorder=1)
+        write(words, (at, top), (4, -10), orange)
+
+    # The rungs, one above the other where they stand, and a column of labels beside them.
+    speed = {what: max(rates.values()) * 2 / PACKED / 1e9 for what, (_, rates) in figures.items() if what != LIMIT}
+    rungs = sorted(speed, key=speed.get)
+    heights = spread([math.log(max(speed[what], bottom * 1.5)) for what in rungs], math.log(top / bottom) / 32)
+    for what, height in zip(rungs, np.exp(heights), strict=True):
+        threads, color = figures[what][1], blue if what == KERNEL else orange
+        if speed[what] < bottom:
+            ax.plot(one, bottom * 1.05, "v", ms=8, color=color, mec="white", zorder=6)
+        else:
+            for n in threads:
+                dot(one, threads[n] * 2 / PACKED / 1e9, color, n if len(threads) > 1 else ALL)
+        ax.plot([one, one * 1.35, one * 1.5], [max(speed[what], bottom), height, height], color=color, lw=0.8, zorder=4)
+        share = speed[what] * 1e9 * PACKED / 2 / figures[LIMIT][1][max(threads)]
+        how = {"color": color, "weight": "bold"} if what == KERNEL else {"color": ink}
+        label = f"{what}: {speed[what]:.3g}" + (f" ({share:.0%})" if share > 0.005 else "")
+        write(label, (one * 1.57, height), (0, 0), **how, va="center", bbox={"fc": "white", "ec": "none", "pad": 1.5})
+    dot(1, figures[LIMIT][1][ALL] / 1e9, ink)
+    dot(some, tiles[1] / 1e9, blue)
+    write(f"tile by tile: {tiles[1] / 1e9:.3g} ({tiles[1] / matmul[ALL]:.0%})", (some, tiles[1] / 1e9), (-8, -16), blue,
+          ha="right", weight="bold")
+    words = "In parentheses: the share of the limit above." + ("\nSmall circles: one thread." if ALL > 1 else "")
+    write(words, (right, bottom), (-4, 12), gray, ha="right")
+    fig.savefig(file, dpi=150, metadata={"Date": None} if file.endswith(".svg") else None)
+    plt.close(fig)
+
+
+def spread(heights, gap):
+    """Rising heights, moved as little as is simple so that neighbours are at least a gap apart."""
+    heights = list(heights)
+    for _ in range(100):
+        for i in range(1, len(heights)):
+            middle = (heights[i - 1] + heights[i]) / 2
+            if heights[i] - heights[i - 1] < gap:
+                heights[i - 1], heights[i] = middle - gap / 2, middle + gap / 2
+    return heights
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Measure an MXFP4 product, from a plain loop to the limit.")
+    parser.add_argument("--rows", type=int, default=200_000, metavar="M", help="rows of the matrix (default: 200000)")
+    parser.add_argument("--columns", type=int, default=2880, metavar="N", help="weights a row (default: 2880)")
+    parser.add_argument("--picture", metavar="FILE", help="draw the rungs under the roofline (.svg, .png, .pdf)")
+    args = parser.parse_args()
+    if args.rows < 1 or args.columns < 32 or args.columns % 32:
+        parser.error(f"expected at least one row of a multiple of 32 columns, found {args.rows} of {args.columns}")
+    results = climb(args.rows, args.columns)
+    report(args.rows, args.columns, *results)
+    if args.picture:
+        draw(*results, args.picture)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
