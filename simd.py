@@ -34,9 +34,9 @@ def lowered(vector):
     return ir.VectorType(ir.FloatType() if float32 else ir.IntType(vector.element.bitwidth), vector.lanes)
 
 
-u8x2, u8x16, u8x32 = Vector(types.uint8, 2), Vector(types.uint8, 16), Vector(types.uint8, 32)
+u8x8, u8x16, u8x32 = Vector(types.uint8, 8), Vector(types.uint8, 16), Vector(types.uint8, 32)
 i8x32, i16x32, i32x16 = Vector(types.int8, 32), Vector(types.int16, 32), Vector(types.int32, 16)
-f32x2, f32x16 = Vector(types.float32, 2), Vector(types.float32, 16)
+f32x8, f32x16 = Vector(types.float32, 8), Vector(types.float32, 16)
 I32 = ir.IntType(32)
 
 
@@ -75,8 +75,8 @@ def loader(vector):
 
 
 # load_X(array, i): lanes i, i + 1, ... of a C-contiguous array, which must have that many.
-load_u8x2, load_u8x16, load_u8x32, load_i8x32 = loader(u8x2), loader(u8x16), loader(u8x32), loader(i8x32)
-load_i16x32, load_f32x2, load_f32x16 = loader(i16x32), loader(f32x2), loader(f32x16)
+load_u8x8, load_u8x16, load_u8x32, load_i8x32 = loader(u8x8), loader(u8x16), loader(u8x32), loader(i8x32)
+load_i16x32, load_f32x8, load_f32x16 = loader(i16x32), loader(f32x8), loader(f32x16)
 
 
 def widened_loader(n):
@@ -229,25 +229,37 @@ def splat(typing, x):
 
 
 @intrinsic
-def spread_scales(typing, e, x):
-    """Two e8m0 bytes times two float32 -> float32[16]: eight times the first product, eight times the second.
-
-    The byte is a float32's exponent; but 0 is the subnormal 2^-127, and 255 is nan.
-    """
+def block_scales(typing, e, x):
+    """Eight e8m0 bytes times eight float32. The byte is a float32's exponent; but 0 is the subnormal 2^-127, and 255 is
+    nan."""
 
     def emit(context, builder, signature, args):
-        four = ir.VectorType(I32, 4)  # x86 has no vectors of two int32: LLVM would fill them up less well than we do
+        eight = ir.VectorType(I32, 8)
 
         def every(value):
-            return ir.Constant(four, [value] * 4)
+            return ir.Constant(eight, [value] * 8)
 
-        e = builder.zext(lanes(builder, args[0], [0, 1, 0, 1]), four)
-        bits = call(builder, "llvm.umax.v4i32", four, [builder.shl(e, every(23)), every(1 << 22)])
+        e = builder.zext(args[0], eight)
+        bits = call(builder, "llvm.umax.v8i32", eight, [builder.shl(e, every(23)), every(1 << 22)])
         bits = builder.or_(bits, builder.lshr(builder.add(e, every(1)), every(8)))
-        scale = builder.bitcast(bits, ir.VectorType(ir.FloatType(), 4))
-        return lanes(builder, builder.fmul(scale, lanes(builder, args[1], [0, 1, 0, 1])), [0] * 8 + [1] * 8)
+        return builder.fmul(builder.bitcast(bits, lowered(f32x8)), args[1])
 
-    return f32x16(u8x2, f32x2), emit
+    return f32x8(u8x8, f32x8), emit
+
+
+def spreader(i):
+    @intrinsic
+    def spread(typing, v):
+        def emit(context, builder, signature, args):
+            return lanes(builder, args[0], [i] * 8 + [i + 1] * 8)
+
+        return f32x16(f32x8), emit
+
+    return spread
+
+
+# float32[8] -> float32[16]: eight times the one lane, eight times the other
+spread_0_1, spread_2_3, spread_4_5, spread_6_7 = spreader(0), spreader(2), spreader(4), spreader(6)
 
 
 @intrinsic
