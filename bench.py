@@ -1,39 +1,55 @@
 """How fast, beside the limits of the machine: load, prefill and decode of a checkpoint, measured in one run.
 
-    python bench.py                          the bundled model
-    python bench.py --checkpoint DIR         any checkpoint
-    python bench.py --shape 20b              a random checkpoint of that shape, written to random-20b/ first (13.8 GB)
+    python bench.py                                     the bundled model
+    python bench.py --checkpoint DIR                    any checkpoint
+    python bench.py --shape 20b                         a random checkpoint of that shape, written to random-20b/ first
+    python bench.py --shape 20b --compare llama.cpp     the same weights in llama.cpp, by turns
 
 Decoding must read every active weight once for each token, so its limit is the memory's bandwidth; prefilling
 multiplies by each weight many times, so its limit is the rate of float32 matrix products. Both limits are measured
-here, first. Absolute figures drift from day to day on a shared machine: quote the shares.
+here, first. Absolute figures drift from day to day on a shared machine: quote the shares, and the ratios.
+
+Everything is measured in processes of its own, one after the other, so that they share nothing but the page cache.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import resource
-import statistics
+import shutil
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from math import prod
 from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
+OURS, MAPPED, REPACKED = "gptoss.py", "llama.cpp", "llama.cpp-repacked"
+INSTALL = ("--compare needs llama-cpp-python and gguf: pip install llama-cpp-python==0.3.36 gguf "
+           "(built from source with a C++ compiler, about ten minutes)")
 
 
-def seconds(work, repeat):
-    """The time of each of `repeat` calls."""
+# ---- The machine ----------------------------------------------------------------------------------------------------
+
+
+def seconds(work, repeat=1):
+    """The shortest of `repeat` calls."""
     times = []
     for _ in range(repeat):
         start = time.perf_counter()
         work()
         times.append(time.perf_counter() - start)
-    return times
+    return min(times)
 
 
 def machine():
@@ -42,128 +58,468 @@ def machine():
     if cpuinfo.exists():
         lines = (line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line)
         name = next(lines, name)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    versions = ", ".join(f"{package} {version(package)}" for package in ("numpy", "numba"))
-    return f"{name}, {os.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}, {versions}"
+    packages = ["numpy", "numba"] + (["llama-cpp-python"] if find_spec("llama_cpp") else [])
+    versions = ", ".join(f"{package} {version(package)}" for package in packages)
+    return (f"{name}, {os.cpu_count()} cores, {physical_memory() / 2**30:.0f} GiB, "
+            f"Python {platform.python_version()}, {versions}")
 
 
-def matmul_rate():
-    """float32 FLOP a second of NumPy's matrix product on all cores; before kernels.py holds BLAS to one."""
+def physical_memory():
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def available_cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def limits(threads):
+    """What `threads` cores reach: FLOP a second of NumPy's float32 matrix product, bytes a second read from memory."""
+    from threadpoolctl import threadpool_limits
+
     a = np.ones((2048, 2048), np.float32)
-    a @ a
-    return 2 * 2048**3 / min(seconds(lambda: a @ a, 5))
+    with threadpool_limits(threads):
+        flop = 2 * 2048**3 / seconds(lambda: a @ a, 6)
 
+    import numba
 
-def bandwidth():
-    """Bytes a second of reading memory from all cores: a bf16 matrix-vector product, far larger than any cache."""
-    import kernels
+    numba.set_num_threads(threads)
+    import kernels  # only now: it holds BLAS to one thread
 
-    weight, x = np.ones((100_000, 2880), np.uint16), np.ones((1, 2880), np.float32)
+    weight, x = np.ones((100_000, 2880), np.uint16), np.ones((1, 2880), np.float32)  # far larger than any cache
     y = np.empty((1, len(weight)), np.float32)
-    kernels.stream_bf16(x, weight, y)
-    return weight.nbytes / min(seconds(lambda: kernels.stream_bf16(x, weight, y), 7))
+    return {"matmul_flop_per_second": flop,
+            "bytes_per_second": weight.nbytes / seconds(lambda: kernels.stream_bf16(x, weight, y), 8)}
 
 
-def work_per_token(config, dense_bytes):
-    """Bytes of weights a decoded token reads; FLOP of a prefilled one (without the unembedding, of one row only)."""
+def work_of_a_token(config, dense_bytes, prompt, depths):
+    """FLOP of a token prefilled, on average over `prompt` (without the unembedding, of one row only); bytes that a
+    token decoded must read, one figure for each depth: active weights, `dense_bytes` for each dense one, keys, values.
+    """
     from checkpoint import tensor_table
 
     c, table = config, tensor_table(config, "hf")
     active = c.num_experts_per_tok / c.num_local_experts
-    read = flop = 0
+    flop = weights = 0
     for field, _, dtype, shape in table.values():
         expert = field.startswith(("gate_up", "down"))
+        matrix = field.endswith(("_weight", "blocks")) or field == "unembedding"
         size = prod(shape) * (active if expert else 1)
-        weights = size * 2 if field.endswith("blocks") else size  # two in a byte
+        if matrix and field != "unembedding":
+            flop += 2 * size * (2 if dtype == "U8" else 1)  # two numbers in a byte
         if field != "embedding":
-            read += size * (1 if dtype == "U8" else dense_bytes if len(shape) == 2 and not expert else 2)
-        if field not in ("embedding", "unembedding") and len(shape) > 1 and not field.endswith(("scales", "bias")):
-            flop += 2 * weights
-    return read, flop
+            dense = matrix and not expert and not field.startswith("router")
+            weights += size * (1 if dtype == "U8" else dense_bytes if dense else 2)
+
+    windows = [c.sliding_window if kind == "sliding_attention" else prompt for kind in c.layer_types]
+    seen = sum(w * (1 - (w - 1) / 2 / prompt) for w in (min(w, prompt) for w in windows))  # keys, mean over the prompt
+    flop += 4 * c.num_attention_heads * c.head_dim * seen  # q @ k and p @ v
+    key_and_value = 2 * 2 * c.num_key_value_heads * c.head_dim  # of one token in one layer, 16 bits each
+    cached = [sum(min(depth, c.sliding_window) if kind == "sliding_attention" else depth for kind in c.layer_types)
+              for depth in depths]
+    return flop, [weights + key_and_value * keys for keys in cached]
 
 
-def measure(path, dense_dtype, prompt, depths, tokens, limits):
-    """All figures of one checkpoint as a dict."""
+# ---- Two programs ---------------------------------------------------------------------------------------------------
+# Each is a function that loads, and returns how long that took and `run(ids, fresh)`: the logits after `ids`, which
+# follow what was run before, or nothing if `fresh`.
+
+
+def gptoss_py(path, config, threads, context, dense_dtype):
+    import numba
+
+    numba.set_num_threads(threads)  # before kernels.py, which makes as many of its own
     import gptoss
+    import kernels  # noqa: F401
 
     start = time.perf_counter()
     model = gptoss.load(path, dense_dtype=dense_dtype)
-    load = time.perf_counter() - start
-    rng = np.random.default_rng(0)
+    took = time.perf_counter() - start
+    model = gptoss.Model(config, model, model.layers[: config.num_hidden_layers], model.operations)
+    cache = None
 
-    def ids(n):
-        return rng.integers(0, model.config.vocab_size, n)
+    def run(ids, fresh):
+        nonlocal cache
+        cache = model.new_cache() if fresh else cache
+        return model(ids, cache, logits_to_keep=1)[-1]
 
-    model(ids(prompt), logits_to_keep=1)  # compiles, and reads most pages once: what follows is the warm state
-    model(ids(1), logits_to_keep=1)
-    read, flop = work_per_token(model.config, 2 if dense_dtype == "bfloat16" else 1)
-    figures = {"load_seconds": load, "bytes_per_token": read, "flop_per_token": flop}
+    return took, run
 
-    took = statistics.median(seconds(lambda: model(ids(prompt), model.new_cache(), logits_to_keep=1), 3))
-    figures["prefill"] = {"tokens": prompt, "tokens_per_second": prompt / took,
-                          "share_of_limit": prompt / took * flop / limits["matmul_flop_per_second"]}
-    figures["decode"] = []
-    cache = model.new_cache()
+
+def llama_cpp(path, config, threads, context, repack):
+    """llama.cpp as its own commands set it up, through the functions of its C library: no sampler, no objects."""
+    import llama_cpp as api
+
+    errors = []
+    log = api.llama_log_callback(lambda level, text, _: errors.append(text.decode().strip()) if level == 4 else None)
+    api.llama_log_set(log, None)
+    options, sizes = api.llama_model_default_params(), api.llama_context_default_params()
+    options.use_extra_bufts = repack  # False: weights are used where they are mapped, as ours; True: rearranged copies
+    sizes.n_ctx, sizes.n_threads, sizes.n_threads_batch = context, threads, threads
+    sizes.swa_full = False  # a sliding layer keeps its window only
+    if config.rope_scaling:
+        sizes.yarn_beta_fast, sizes.yarn_beta_slow = (config.rope_scaling[key] for key in ("beta_fast", "beta_slow"))
+    start = time.perf_counter()
+    model = api.llama_model_load_from_file(os.fsencode(path), options)
+    state = model and api.llama_init_from_model(model, sizes)
+    took = time.perf_counter() - start
+    if not state:
+        raise ValueError(f"{path}: llama.cpp does not load it: {'; '.join(errors)}")
+
+    def run(ids, fresh):
+        if fresh:
+            api.llama_memory_clear(api.llama_get_memory(state), False)
+        for first in range(0, len(ids), sizes.n_batch):
+            piece = ids[first : first + sizes.n_batch]
+            tokens = (api.llama_token * len(piece))(*piece.tolist())
+            if error := api.llama_decode(state, api.llama_batch_get_one(tokens, len(piece))):
+                raise ValueError(f"{path}: llama_decode returned {error}: {'; '.join(errors)}")
+        return np.ctypeslib.as_array(api.llama_get_logits_ith(state, -1), (config.vocab_size,)).copy()
+
+    run.log = log  # must live as long as the library
+    return took, run
+
+
+def memory():
+    """Bytes this process had resident at most, mapped pages included, and (Linux) those it has for itself now."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = dict(line.split(":") for line in status.read_text().splitlines())
+        return tuple(int(lines[key].split()[0]) * 1024 for key in ("VmHWM", "RssAnon"))
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most * (1 if sys.platform == "darwin" else 1024), None
+
+
+def measure(program, path, config, threads, prompt, depths, tokens, argument):
+    """One turn of one program, in a process of its own: seconds, bytes, and the logits of every run that was timed."""
+    files = [path] if path.is_file() else list(path.glob("*.safetensors"))
+    if sum(file.stat().st_size for file in files) < physical_memory():
+        buffer = bytearray(2**24)
+        for file in files:  # into the page cache, so that neither program finds it colder than the other does
+            with open(file, "rb", buffering=0) as f:
+                while f.readinto(buffer):
+                    pass
+    context = max(prompt, max(depths) + tokens)
+    start = time.perf_counter()
+    load, run = program(path, config, threads, context, argument)
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, context)
+    run(ids[:1], True)
+    first_token = time.perf_counter() - start
+    run(ids[: min(prompt, 64)], True)  # touches nearly every page: what follows is the warm state
+    logits = []
+
+    def timed(ids, fresh):
+        start = time.perf_counter()
+        logits.append(run(ids, fresh))
+        return time.perf_counter() - start
+
+    prefill, decode, at = timed(ids[:prompt], True), [], 0
     for depth in depths:
-        if depth > cache.length:
-            model(ids(depth - cache.length), cache, logits_to_keep=1)
-        took = statistics.median(seconds(lambda: model(ids(1), cache, logits_to_keep=1), tokens))
-        figures["decode"].append({"depth": depth, "tokens_per_second": 1 / took,
-                                  "share_of_limit": read / took / limits["bytes_per_second"]})
-    figures["peak_resident_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    figures["file_bytes"] = sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
-    return figures
+        at = at if at <= depth else 0
+        if at < depth:
+            run(ids[at:depth], at == 0)
+        at = depth + tokens
+        decode.append([timed(ids[t : t + 1], False) for t in range(depth, at)])
+    peak, own = memory()
+    turn = {"first_token": first_token, "load": load, "prefill": prefill, "decode": decode, "peak": peak, "own": own}
+    return turn, np.stack(logits)
+
+
+def apart(function, *arguments):
+    """function(*arguments) in a new process."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def figures(turns, flop, read, prompt, depths, limits):
+    """The medians of a program's turns as rates, beside the limits: what bench.py prints."""
+    prefill = prompt / median(turn["prefill"] for turn in turns)
+    decode = [1 / median(t for turn in turns for t in turn["decode"][j]) for j in range(len(depths))]
+    return {
+        "load_seconds": median(turn["load"] for turn in turns),
+        "first_token_seconds": median(turn["first_token"] for turn in turns),  # imports included
+        "prefill": {"tokens": prompt, "tokens_per_second": prefill, "flop_per_token": flop,
+                    "share_of_limit": prefill * flop / limits["matmul_flop_per_second"]},
+        "decode": [{"depth": depth, "tokens_per_second": rate, "bytes_per_token": size,
+                    "share_of_limit": rate * size / limits["bytes_per_second"]}
+                   for depth, rate, size in zip(depths, decode, read, strict=True)],
+        "peak_resident_bytes": max(turn["peak"] for turn in turns),
+        "own_bytes": turns[0]["own"] and max(turn["own"] for turn in turns),
+    }
+
+
+# ---- The same weights as GGUF ---------------------------------------------------------------------------------------
+# llama.cpp's file: github.com/ggml-org/ggml, docs/gguf.md. Nothing is quantized anew but the dense weights of Q8_0.
+
+
+def gguf_mxfp4(weight):
+    """MXFP4 [..., M, N] -> uint8 [..., M, N/32 * 17]: the scale, then 16 bytes whose low nibbles are the elements 0 to
+    15 of the block and whose high nibbles are 16 to 31, where a checkpoint packs neighbours."""
+    numbers = np.stack([weight.blocks & 15, weight.blocks >> 4], axis=-1)  # [..., M, N/32, 16, 2]
+    first, last = np.moveaxis(numbers.reshape(*weight.scales.shape, 2, 16), -2, 0)
+    blocks = np.concatenate([weight.scales[..., None], first | last << 4], axis=-1)
+    return blocks.reshape(*weight.scales.shape[:-1], -1)
+
+
+def gguf_tensors(model, dense):
+    """Yield (name, type, shape, pieces) for each tensor of the file: pieces() yields its bytes, a few MB at a time.
+    `dense` is the type of the dense weights, BF16 or Q8_0."""
+    from gguf import GGMLQuantizationType as Type
+    from gguf import quants
+
+    from gptoss import MXFP4, widen
+
+    def exact(array):
+        return Type.F32, array.shape, lambda: [widen(array)]
+
+    def matrix(array):
+        def pieces():
+            for r in range(0, len(array), 4096):
+                rows = array[r : r + 4096]
+                yield rows if dense == Type.BF16 else quants.quantize(widen(rows), dense)
+        return dense, array.shape, pieces
+
+    def experts(weight, rows):
+        def pieces():
+            for blocks, scales in zip(weight.blocks, weight.scales, strict=True):
+                yield gguf_mxfp4(MXFP4(blocks[rows], scales[rows]))
+        E, M, columns = weight.scales[:, rows].shape
+        return Type.MXFP4, (E, M, columns * 32), pieces
+
+    yield "token_embd.weight", *matrix(model.embedding)
+    yield "output_norm.weight", *exact(model.norm)
+    yield "output.weight", *matrix(model.unembedding)
+    for i, layer in enumerate(model.layers):
+        block = f"blk.{i}."
+        yield block + "attn_norm.weight", *exact(layer.attn_norm)
+        for theirs, ours in (("q", "q"), ("k", "k"), ("v", "v"), ("output", "o")):
+            yield f"{block}attn_{theirs}.weight", *matrix(getattr(layer, f"{ours}_weight"))
+            yield f"{block}attn_{theirs}.bias", *exact(getattr(layer, f"{ours}_bias"))
+        yield block + "attn_sinks.weight", *exact(layer.sinks)
+        yield block + "post_attention_norm.weight", *exact(layer.mlp_norm)
+        yield block + "ffn_gate_inp.weight", *exact(layer.router_weight)
+        yield block + "ffn_gate_inp.bias", *exact(layer.router_bias)
+        even, odd, every = slice(0, None, 2), slice(1, None, 2), slice(None)  # gate and up are interleaved
+        for name, weight, bias, rows in (("gate", layer.gate_up, layer.gate_up_bias, even),
+                                         ("up", layer.gate_up, layer.gate_up_bias, odd),
+                                         ("down", layer.down, layer.down_bias, every)):
+            yield f"{block}ffn_{name}_exps.weight", *experts(weight, rows)
+            yield f"{block}ffn_{name}_exps.bias", *exact(bias[:, rows])
+
+
+def write_gguf(path, directory, config, dense_dtype):
+    """The layers of `config` of the checkpoint in `directory` as a GGUF file for llama.cpp; dense weights BF16 for
+    "bfloat16", Q8_0 for "int8". Raises ValueError where llama.cpp knows no such model or the disk is too small."""
+    from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType
+    from gguf.quants import quant_shape_to_byte_shape
+
+    import gptoss
+    from checkpoint import progress_bar, whole_file
+
+    c, model = config, gptoss.load(directory, backend="numpy")
+    model.layers = model.layers[: c.num_hidden_layers]
+    if c.swiglu_limit != 7:
+        raise ValueError(f"{directory}: swiglu_limit: expected 7, all that llama.cpp knows, found {c.swiglu_limit}")
+    dense = GGMLQuantizationType.BF16 if dense_dtype == "bfloat16" else GGMLQuantizationType.Q8_0
+    tensors = list(gguf_tensors(model, dense))
+    sizes = [prod(quant_shape_to_byte_shape(shape, kind)) for _, kind, shape, _ in tensors]
+    free = shutil.disk_usage(path.parent).free
+    if sum(sizes) > free:
+        raise ValueError(f"{path}: expected room for {sum(sizes) / 1e9:.1f} GB, found {free / 1e9:.1f} GB")
+
+    with whole_file(path) as out, progress_bar() as bar:
+        file = GGUFWriter(out.name, "gpt-oss")  # opens the same file
+        for add, value in (
+            (file.add_vocab_size, c.vocab_size),
+            (file.add_block_count, c.num_hidden_layers),
+            (file.add_context_length, c.max_position_embeddings),
+            (file.add_embedding_length, c.hidden_size),
+            (file.add_feed_forward_length, c.intermediate_size),
+            (file.add_expert_feed_forward_length, c.intermediate_size),
+            (file.add_expert_count, c.num_local_experts),
+            (file.add_expert_used_count, c.num_experts_per_tok),
+            (file.add_head_count, c.num_attention_heads),
+            (file.add_head_count_kv, c.num_key_value_heads),
+            (file.add_key_length, c.head_dim),
+            (file.add_value_length, c.head_dim),
+            (file.add_sliding_window, c.sliding_window),
+            (file.add_sliding_window_pattern, [kind == "sliding_attention" for kind in c.layer_types]),
+            (file.add_layer_norm_rms_eps, c.rms_norm_eps),
+            (file.add_rope_freq_base, c.rope_theta),
+            (file.add_tokenizer_model, "none"),  # token ids go in, logits come out
+        ):
+            add(value)
+        if c.rope_scaling:  # (llama.cpp reads no key for the betas here)
+            file.add_rope_scaling_type(RopeScalingType.YARN)
+            file.add_rope_scaling_factor(c.rope_scaling["factor"])
+            file.add_rope_scaling_orig_ctx_len(c.rope_scaling["original_max_position_embeddings"])
+        for (name, kind, shape, _), size in zip(tensors, sizes, strict=True):
+            file.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=kind)
+        file.write_header_to_file()
+        file.write_kv_data_to_file()
+        file.write_ti_data_to_file()
+        [data] = file.fout
+        file.write_padding(data, data.tell())
+        task = bar.add_task(path.name, total=sum(sizes))
+        for (_, _, _, pieces), size in zip(tensors, sizes, strict=True):
+            for piece in pieces():
+                data.write(np.ascontiguousarray(piece))
+                bar.advance(task, piece.nbytes)
+            file.write_padding(data, size)
+        file.close()
+
+
+def gguf_of(directory, config, dense_dtype):
+    """The checkpoint's GGUF file, beside its directory; it is written if there is none younger than the checkpoint."""
+    path = directory.with_name(f"{directory.name}-{'bf16' if dense_dtype == 'bfloat16' else 'q8_0'}.gguf")
+    if not path.exists() or path.stat().st_mtime < max(file.stat().st_mtime for file in directory.iterdir()):
+        apart(write_gguf, path, directory, config, dense_dtype)
+    return path
+
+
+# How far apart the logits of both programs may be, as root mean square of the difference / of the logits. llama.cpp
+# rounds what it multiplies with MXFP4 or Q8_0 weights to 8 bits, in blocks of 32 numbers: steps of max / 127, where the
+# largest of 32 normal numbers is 2.3 times their root mean square, are an error of 2.3 / 127 / sqrt(12) = 0.5% in each
+# product. Nine products follow one another in two layers, so errors that add up by chance make 1.6%.
+AGREE = 0.03
+
+
+def difference(ours, theirs):
+    """The median over steps: a token may find its fourth and fifth expert so close that an error swaps them."""
+    return float(np.median(np.sqrt(np.mean((ours - theirs) ** 2, axis=1) / np.mean(ours**2, axis=1))))
+
+
+def check_same_function(path, config, dense_dtype, others, threads):
+    """How far the logits of llama.cpp are from ours in the first two layers (one sliding, one full) of the same
+    weights, past the window: {name: difference}, for each of `others`. All layers would say less: an expert swapped in
+    one changes what the next ones choose from, and of random experts a few percent are swapped in each layer."""
+    first = config.layer_types[:2]
+    config = replace(config, layer_types=first, num_hidden_layers=len(first))
+    task = config, threads, config.sliding_window, [config.sliding_window], 20
+    with TemporaryDirectory(dir=path.parent) as scratch:
+        file = Path(scratch) / f"{path.name}-{len(first)}-layers.gguf"
+        apart(write_gguf, file, path, config, dense_dtype)
+        _, ours = apart(measure, gptoss_py, path, *task, dense_dtype)
+        found = {name: difference(ours, apart(measure, llama_cpp, file, *task, name == REPACKED)[1]) for name in others}
+    for name, value in found.items():
+        if not value <= AGREE:
+            raise ValueError(f"{path}: {name} should compute what {OURS} does, but after {len(first)} layers of the "
+                             f"same weights its logits are {value:.1%} off, where its rounding explains {AGREE:.0%}")
+    return found
+
+
+# ---- The command ----------------------------------------------------------------------------------------------------
+
+def benchmark(path, config, dense_dtype, others, threads, prompt, depths, tokens, rounds):
+    """What bench.py prints, as a dict: the medians of `rounds` turns of each program, one after the other."""
+    bf16 = dense_dtype == "bfloat16"
+    programs = {OURS: (gptoss_py, path, dense_dtype)}
+    if others:
+        if config.rope_scaling:  # llama.cpp rounds the bounds of YaRN, so here we do as well
+            config = replace(config, rope_scaling=config.rope_scaling | {"truncate": True})
+        apart_by = check_same_function(path, config, dense_dtype, others, threads)
+        file = gguf_of(path, config, dense_dtype)
+        programs |= {name: (llama_cpp, file, name == REPACKED) for name in others}
+    turns, logits, reached = {name: [] for name in programs}, {}, []
+    for n in range(rounds):
+        reached.append(apart(limits, threads))
+        for name, (program, file, argument) in programs.items():
+            print(f"round {n + 1} of {rounds}: {name}", file=sys.stderr)
+            turn, logits[name] = apart(measure, program, file, config, threads, prompt, depths, tokens, argument)
+            turns[name].append(turn)
+    results, found = {}, {key: median(limit[key] for limit in reached) for key in reached[0]}
+    for name in programs:
+        flop, read = work_of_a_token(config, 2 if bf16 else 36 / 32 if name == OURS else 34 / 32, prompt, depths)
+        results[name] = figures(turns[name], flop, read, prompt, depths, found)
+        if name != OURS:
+            results[name]["logits_difference"] = {"first_layers": apart_by[name],
+                                                  "all_layers": difference(logits[OURS], logits[name])}
+    return {"machine": machine(), "threads": threads, "checkpoint": path.name, "dense_dtype": dense_dtype,
+            "file_bytes": sum(file.stat().st_size for file in path.glob("*.safetensors")),
+            "rounds": rounds, "limits": found, "programs": results}
 
 
 def report(results):
-    limits, f = results["limits"], results["figures"]
-    memory, matmul = limits["bytes_per_second"] / 1e9, limits["matmul_flop_per_second"] / 1e9
-    file, read, flop, peak = (f[key] / 1e9 for key in ("file_bytes", "bytes_per_token", "flop_per_token",
-                                                       "peak_resident_bytes"))
-    print(results["machine"])
-    print(f"limits       {memory:.1f} GB/s of memory, {matmul:.0f} GFLOP/s of float32 matrix products")
-    print(f"checkpoint   {results['checkpoint']}, {file:.3g} GB, dense weights {results['dense_dtype']}; "
-          f"a token takes {read:.3g} GB, {flop:.3g} GFLOP")
-    print(f"load         {f['load_seconds']:.2f} s")
-    rows = [("prefill", f"{f['prefill']['tokens']} tokens", f["prefill"])]
-    rows += [("decode", f"after {d['depth']} tokens", d) for d in f["decode"]]
-    for name, what, d in rows:
-        print(f"{name:12} {d['tokens_per_second']:8.2f} tokens/s   {d['share_of_limit']:4.0%} of the limit   ({what})")
-    print(f"peak memory  {peak:.2f} GB resident, mapped pages included")
+    r, programs = results, results["programs"]
+    ours = programs[OURS]
+    print(r["machine"])
+    print(f"limits       {r['limits']['bytes_per_second'] / 1e9:.1f} GB/s of memory, "
+          f"{r['limits']['matmul_flop_per_second'] / 1e9:.0f} GFLOP/s of float32 matrix products; "
+          f"{r['threads']} threads, medians of {r['rounds']} rounds")
+    print(f"checkpoint   {r['checkpoint']}, {r['file_bytes'] / 1e9:.3g} GB, dense weights {r['dense_dtype']}; "
+          f"a token takes {ours['decode'][0]['bytes_per_token'] / 1e9:.3g} GB, "
+          f"{ours['prefill']['flop_per_token'] / 1e9:.3g} GFLOP\n")
+
+    def row(title, cell):
+        print((f"{title:<27}" + "".join(f"{cell(f):<27}" for f in programs.values())).rstrip())
+
+    def speed(figure):
+        return f"{figure['tokens_per_second']:8.2f} tokens/s  {figure['share_of_limit']:4.0%}"
+
+    print((" " * 32 + "".join(f"{name:<27}" for name in programs)).rstrip())
+    row("load", lambda f: f"{f['load_seconds']:8.2f} s")
+    row("first token, with imports", lambda f: f"{f['first_token_seconds']:8.2f} s")
+    row(f"prefill {ours['prefill']['tokens']} tokens", lambda f: speed(f["prefill"]))
+    for j, at in enumerate(ours["decode"]):
+        row(f"decode after {at['depth']} tokens", lambda f, j=j: speed(f["decode"][j]))
+    row("peak memory, with the file", lambda f: f"{f['peak_resident_bytes'] / 1e9:8.2f} GB")
+    if ours["own_bytes"]:
+        row("memory without the file", lambda f: f"{f['own_bytes'] / 1e9:8.2f} GB")
+    for name, f in list(programs.items())[1:]:
+        rates = [f"{ours['prefill']['tokens_per_second'] / f['prefill']['tokens_per_second']:.2f} x in prefill"]
+        rates += [f"{a['tokens_per_second'] / b['tokens_per_second']:.2f} x in decode after {a['depth']}"
+                  for a, b in zip(ours["decode"], f["decode"], strict=True)]
+        logits = f["logits_difference"]
+        print(f"\n{OURS} / {name}: {', '.join(rates)}\nlogits apart by {logits['first_layers']:.1%} "
+              f"in the first two layers, by {logits['all_layers']:.1%} in all")
 
 
 def main():
     parser = argparse.ArgumentParser(description="Measure load, prefill and decode beside the machine's limits.")
+
+    def positive(text):
+        if not text.isdecimal() or int(text) < 1:
+            raise argparse.ArgumentTypeError(f"expected an integer of at least 1, found {text!r}")
+        return int(text)
+
     parser.add_argument("--checkpoint", metavar="DIR", type=Path, default=HERE / "nano")
     parser.add_argument("--shape", choices=("20b", "120b"), help="measure a random checkpoint of this shape")
     parser.add_argument("--layers", type=int, metavar="N", help="with only its first N layers")
     parser.add_argument("--dense-dtype", choices=("bfloat16", "int8"), default="bfloat16")
-    parser.add_argument("--prompt", type=int, default=512, metavar="T", help="tokens to prefill (default: 512)")
-    parser.add_argument("--depth", type=int, nargs="+", default=[128], metavar="T", help="tokens before those decoded")
-    parser.add_argument("--tokens", type=int, default=20, metavar="T", help="tokens to decode at each depth")
+    parser.add_argument("--compare", choices=(MAPPED, REPACKED), nargs="+", default=[],
+                        help="measure llama.cpp by turns: with its weights mapped as stored, or copied and rearranged")
+    parser.add_argument("--prompt", type=positive, default=512, metavar="T", help="tokens to prefill (default: 512)")
+    parser.add_argument("--depth", type=positive, nargs="+", default=[128], metavar="T",
+                        help="tokens before those decoded (default: 128)")
+    parser.add_argument("--tokens", type=positive, default=20, metavar="T", help="tokens to decode at each depth")
+    parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="turns of each program (default: 3)")
+    parser.add_argument("--threads", type=positive, default=available_cores(), metavar="N", help="default: all cores")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     args = parser.parse_args()
-    limits = {"matmul_flop_per_second": matmul_rate()}
+    if args.layers is not None and not args.shape:
+        parser.error("--layers: expected with --shape, found alone")
+    if args.threads > (cores := available_cores()):
+        parser.error(f"--threads: expected at most {cores}, the cores there are, found {args.threads}")
+    if args.compare and not (find_spec("llama_cpp") and find_spec("gguf")):
+        parser.exit(2, f"bench.py: {INSTALL}\n")
 
-    from checkpoint import shape, write_random
+    from checkpoint import read_config, shape, write_random
 
-    path = args.checkpoint
+    path = args.checkpoint.resolve()
     try:
         if args.shape:
             config = shape(args.shape, args.layers)
             path = HERE / f"random-{args.shape}{f'-{args.layers}-layers' if args.layers else ''}"
             if not (path / "config.json").exists():
                 write_random(path, config, progress=True)
-        limits["bytes_per_second"] = bandwidth()
-        figures = measure(path, args.dense_dtype, args.prompt, sorted(args.depth), args.tokens, limits)
+        config, _ = read_config(path)
+        results = benchmark(path, config, args.dense_dtype, args.compare, args.threads, args.prompt,
+                            sorted(args.depth), args.tokens, args.rounds)
     except (ValueError, OSError) as error:
-        print(f"bench.py: {error}", file=sys.stderr)
-        return 2
-    results = {"machine": machine(), "checkpoint": path.name, "dense_dtype": args.dense_dtype, "limits": limits,
-               "figures": figures}
+        parser.exit(2, f"bench.py: {error}\n")
+    except BrokenProcessPool:
+        parser.exit(2, "bench.py: a measuring process ended before its time (out of memory?)\n")
     print(json.dumps(results, indent=1)) if args.json else report(results)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
