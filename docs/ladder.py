@@ -6,7 +6,7 @@
 
 A rung is a function that multiplies one row of packed weights by x; all else is the same for all of them. Each is
 compared with the exact product before it is timed. The model uses nothing of this file: its own kernel is the rung
-"two blocks at a time", imported from kernels.py. Letters: M rows, N weights a row, B = N/32 blocks a row, T tokens.
+"eight blocks at a time", imported from kernels.py. Letters: M rows, N weights a row, B = N/32 blocks a row, T tokens.
 """
 
 import argparse
@@ -40,6 +40,7 @@ from kernels import (  # noqa: E402
 from simd import (  # noqa: E402
     Vector,
     add,
+    block_scales,
     both_nibbles,
     call,
     f32x16,
@@ -49,11 +50,11 @@ from simd import (  # noqa: E402
     i8x32,
     lanes,
     last_to_float,
-    load_f32x2,
+    load_f32x8,
     load_f32x16,
     load_i8x32,
     load_i16x32,
-    load_u8x2,
+    load_u8x8,
     load_u8x16,
     load_u8x32,
     look_up,
@@ -61,7 +62,10 @@ from simd import (  # noqa: E402
     lowered,
     multiply_add,
     splat,
-    spread_scales,
+    spread_0_1,
+    spread_2_3,
+    spread_4_5,
+    spread_6_7,
     sum_lanes,
     times,
     to_float,
@@ -74,7 +78,7 @@ ALL = numba.get_num_threads()
 TOKENS = 64  # for the tiles at the end: what an expert sees of a prompt of 512 tokens, on average
 RUNS, SECONDS = 15, 0.5  # the best of so many, or of those that the time allows
 PACKED = 17 / 32  # bytes of a weight: half a one, and a share of the scale
-LIMIT, KERNEL = "bf16, plain loop", "two blocks at a time"
+LIMIT, KERNEL = "bf16, plain loop", "eight blocks at a time"
 
 
 # ---- The product in NumPy, and row by row ---------------------------------------------------------------------------
@@ -125,17 +129,19 @@ def dot_plain(blocks, scales, row, x, x_scales, B):
     return total
 
 
-def dot_apart(e2m1, unit):
-    """x comes with each block's even elements first, then its odd ones. e2m1(code) * unit is what a code stands for."""
+def dot_slices(e2m1, unit):
+    """e2m1(code) * unit is what a code stands for. Numba takes a negative index as NumPy does, and must ask for each
+    whether it is; counting from 0 in a slice it need not, and LLVM makes vector code of the loop."""
 
     @jit
     def dot(blocks, scales, row, x, x_scales, B):
         total = np.float32(0)
         for b in range(B):
             block, at = np.float32(0), 16 * (row * B + b)
-            packed, even, odd = blocks[at : at + 16], x[32 * b : 32 * b + 16], x[32 * b + 16 : 32 * b + 32]
+            packed, part = blocks[at : at + 16], x[32 * b : 32 * b + 32]
             for i in range(16):
-                block += e2m1(packed[i] & np.uint8(15)) * even[i] + e2m1(packed[i] >> np.uint8(4)) * odd[i]
+                block += e2m1(packed[i] & np.uint8(15)) * part[2 * i]
+                block += e2m1(packed[i] >> np.uint8(4)) * part[2 * i + 1]
             total += block * (e8m0(scales[row * B + b]) * unit)
         return total
 
@@ -199,19 +205,27 @@ def dot_kernel(blocks, scales, row, x, x_scales, B):
 
 
 @jit
+def two_blocks_int8(blocks, w_at, x, x_at):
+    """kernels.two_blocks with x in int8: sixteen sums in int16, eight of the one block, eight of the other."""
+    packed = load_u8x32(blocks, 16 * w_at)
+    even = multiply_add_int8(look_up(low_nibbles(packed)), load_i8x32(x, 32 * x_at))
+    odd = multiply_add_int8(look_up(high_nibbles(packed)), load_i8x32(x, 32 * x_at + 32))
+    return int16_to_float(add(even, odd))
+
+
+@jit
 def dot_int8(blocks, scales, row, x, x_scales, B):
-    sums = zeros()
-    for b in range(0, B - 1, 2):
-        packed = load_u8x32(blocks, 16 * (row * B + b))
-        even = multiply_add_int8(look_up(low_nibbles(packed)), load_i8x32(x, 32 * b))
-        odd = multiply_add_int8(look_up(high_nibbles(packed)), load_i8x32(x, 32 * b + 32))
-        scale = spread_scales(load_u8x2(scales, row * B + b), load_f32x2(x_scales, b))
-        sums = fma(int16_to_float(add(even, odd)), scale, sums)
-    if B % 2:
-        b = B - 1
-        w = look_up(both_nibbles(load_u8x16(blocks, 16 * (row * B + b))))
-        products = int16_to_float(multiply_add_int8(w, load_i8x32(x, 32 * b)))
-        sums = fma(products, splat(e8m0(scales[row * B + b]) * x_scales[b]), sums)
+    sums, w, whole = zeros(), row * B, B // 8 * 8
+    for b in range(0, whole, 8):
+        scale = block_scales(load_u8x8(scales, w + b), load_f32x8(x_scales, b))
+        sums = fma(two_blocks_int8(blocks, w + b, x, b), spread_0_1(scale), sums)
+        sums = fma(two_blocks_int8(blocks, w + b + 2, x, b + 2), spread_2_3(scale), sums)
+        sums = fma(two_blocks_int8(blocks, w + b + 4, x, b + 4), spread_4_5(scale), sums)
+        sums = fma(two_blocks_int8(blocks, w + b + 6, x, b + 6), spread_6_7(scale), sums)
+    for b in range(whole, B):
+        w_b = look_up(both_nibbles(load_u8x16(blocks, 16 * (w + b))))
+        products = int16_to_float(multiply_add_int8(w_b, load_i8x32(x, 32 * b)))
+        sums = fma(products, splat(e8m0(scales[w + b]) * x_scales[b]), sums)
     return sum_lanes(sums)
 
 
@@ -265,13 +279,13 @@ def int16_by_block(x):
     return rounded.reshape(-1), scales.reshape(-1)
 
 
-def int16_by_two(x):
+def int16_as_unpacked(x):
     rounded, scales = np.empty((1, len(x)), np.int16), np.empty((1, len(x) // 32), np.float32)
     round_to_int16(x[None], rounded, scales)
     return rounded[0], scales[0]
 
 
-def int8_by_two(x):
+def int8_as_unpacked(x):
     step = np.abs(x).reshape(-1, 32).max(axis=1) / np.float32(127)
     rounded = np.rint(x / np.repeat(np.where(step == 0, 1, step), 32)).astype(np.int8)
     return rounded[unpacked(len(x))], step * np.float32(0.5)
@@ -298,13 +312,13 @@ RUNGS = [
     Rung("plain Python", interpreted(dot_plain.py_func), rows=100, threads=False),
     Rung("NumPy", numpy_product, threads=False),
     Rung("plain loop", compiled(dot_plain)),
-    Rung("evens and odds apart", compiled(dot_apart(e2m1_from_table, np.float32(1))), evens_first),
-    Rung("through float32 bits", compiled(dot_apart(e2m1_as_float32, np.float32(1))), evens_first),
-    Rung("through float16 bits", compiled(dot_apart(e2m1_as_float16, np.float32(2.0**14))), evens_first),
+    Rung("slices", compiled(dot_slices(e2m1_from_table, np.float32(1)))),
+    Rung("through float32 bits", compiled(dot_slices(e2m1_as_float32, np.float32(1)))),
+    Rung("through float16 bits", compiled(dot_slices(e2m1_as_float16, np.float32(2.0**14)))),
     Rung("vectors by hand", compiled(dot_vectors), evens_first),
     Rung("int16 activations", compiled(dot_int16), int16_by_block, steps=32767),
-    Rung(KERNEL, compiled(dot_kernel), int16_by_two, steps=32767),
-    Rung("int8 activations", compiled(dot_int8), int8_by_two, steps=127),
+    Rung(KERNEL, compiled(dot_kernel), int16_as_unpacked, steps=32767),
+    Rung("int8 activations", compiled(dot_int8), int8_as_unpacked, steps=127),
 ]
 
 

@@ -1,0 +1,99 @@
+"""Every rung of docs/ladder.py multiplies right, a wrong one is named, and the chapter shows the ladder as it is."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "docs"))
+
+import ladder  # noqa: E402
+from ladder import KERNEL, LIMIT, RUNGS  # noqa: E402
+
+
+@pytest.mark.parametrize("rung", RUNGS, ids=[rung.name for rung in RUNGS])
+def test_rung(rung):
+    rng = np.random.default_rng(1)
+    for M, B in (37, 1), (23, 2), (19, 3), (7, 8), (41, 13):
+        weight = ladder.random_weights(M, 32 * B, rng)
+        x = rng.standard_normal((1, 32 * B), dtype=np.float32)
+        x[0, :32] *= 1000  # so that blocks whose scales are mixed up show
+        y = np.full(M, np.nan, np.float32)
+        rung.product(*weight, *rung.prepare(x[0]), y)
+        ladder.error_of(rung.name, y, ladder.exact_product(weight, x)[0], rung.tolerance(32 * B))
+
+
+@pytest.mark.parametrize("rung", RUNGS, ids=[rung.name for rung in RUNGS])
+def test_rung_of_zeros(rung):
+    weight = ladder.random_weights(5, 96, np.random.default_rng(2))
+    y = np.full(5, np.nan, np.float32)
+    rung.product(*weight, *rung.prepare(np.zeros(96, np.float32)), y)
+    assert not y.any()
+
+
+def test_exact_product_is_the_sum_written_out():
+    weight = ladder.random_weights(3, 64, np.random.default_rng(3))
+    x = np.random.default_rng(4).standard_normal((2, 64), dtype=np.float32)
+    size = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+    for t in range(2):
+        for m in range(3):
+            total = 0.0
+            for n in range(64):
+                code = int(weight.blocks[m, n // 32, n % 32 // 2]) >> (4 if n % 2 else 0) & 15
+                value = -size[code - 8] if code > 7 else size[code]
+                total += value * 2.0 ** (int(weight.scales[m, n // 32]) - 127) * float(x[t, n])
+            assert abs(ladder.exact_product(weight, x)[t, m] - total) < 1e-12
+
+
+@pytest.mark.parametrize("prepare", [ladder.as_it_is, ladder.int8_as_unpacked], ids=["order", "precision"])
+def test_a_wrong_rung_is_named(monkeypatch, prepare):
+    plain = next(rung for rung in RUNGS if rung.name == ("vectors by hand" if prepare is ladder.as_it_is else KERNEL))
+    if prepare is ladder.int8_as_unpacked:  # the right numbers, but rounded too far for what the rung claims
+
+        def prepare(x):
+            rounded, scales = ladder.int8_as_unpacked(x)
+            return rounded.astype(np.int16), scales
+
+    monkeypatch.setattr(ladder, "RUNGS", [plain._replace(name="the wrong one", prepare=prepare)])
+    with pytest.raises(ValueError, match="rung 'the wrong one': expected a relative error of at most .*, found "):
+        ladder.climb(50, 2880)
+
+
+def test_error_of_nan_is_an_error():
+    with pytest.raises(ValueError, match="found nan"):
+        ladder.error_of("nan", np.array([1, np.nan]), np.ones(2), 1)
+
+
+def test_command(tmp_path, monkeypatch, capsys):
+    picture = tmp_path / "ladder.svg"
+    monkeypatch.setattr(sys, "argv", ["ladder.py", "--rows", "65", "--columns", "96", "--picture", str(picture)])
+    assert ladder.main() == 0
+    printed = capsys.readouterr().out
+    for name in [*(rung.name for rung in RUNGS), LIMIT]:
+        line = next(line for line in printed.splitlines() if line.startswith(f"{name} "))
+        assert re.fullmatch(r".{22}( +[\d.e+-]+ +[\d.e+-]+ +[\d.]+%| +- +- +-)+ +\de-0\d", line), line
+    assert "\n64 tokens at once, tile by tile" in printed
+    drawn = picture.read_text(encoding="utf-8")
+    assert drawn.startswith("<?xml") and all(f"<!-- {rung.name}: " in drawn for rung in RUNGS)
+
+
+def test_command_starts_anywhere(tmp_path):
+    command = [sys.executable, str(ROOT / "docs" / "ladder.py"), "--rows"]
+    for rows, found in ("0", "found 0 of 2880"), ("many", "invalid int value: 'many'"):
+        done = subprocess.run([*command, rows], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 2 and found in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_chapter_shows_this_ladder():
+    """Its table was measured once; the rungs, and what an error depends on, must still be those of the code."""
+    text = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+    table = re.search(r"\n```\n(.*?packed; errors.*?)```\n", text, re.S)[1].splitlines()
+    first = next(i for i, line in enumerate(table) if line.endswith("error")) + 1
+    rows = table[first : first + len(RUNGS) + 1]
+    assert [row[:22].strip() for row in rows] == [*(rung.name for rung in RUNGS), LIMIT]
+    for row, rung in zip(rows, RUNGS, strict=False):
+        assert float(row.split()[-1]) <= rung.tolerance(2880)
