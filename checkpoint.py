@@ -188,7 +188,7 @@ def map_safetensors(path):
         size = path.stat().st_size
         if size < 8:
             fail(f"expected a safetensors file, found {size} bytes")
-        data = np.memmap(path, np.uint8, mode="r")
+        data = np.asarray(np.memmap(path, np.uint8, mode="r"))  # (views of a memmap are slower to make and to pass on)
     except OSError as error:
         fail(f"cannot be read ({error.strerror or error})")
     header_size = int.from_bytes(data[:8].tobytes(), "little")
@@ -446,10 +446,12 @@ def write_json(path, value):
 
 
 def progress_bar():
-    """A bar on the terminal that counts bytes, to be used in a `with`."""
+    """A bar on standard error that counts bytes, to be used in a `with`."""
+    from rich.console import Console
     from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-    return Progress(*Progress.get_default_columns()[:2], DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    return Progress(*Progress.get_default_columns()[:2], DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
+                    console=Console(stderr=True))
 
 
 def main():

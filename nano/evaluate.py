@@ -8,9 +8,12 @@ word for word, what the problem asks for. Intervals are Wilson's, at 95%.
 """
 
 import argparse
+import json
 import math
+import os
 import random
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numba
@@ -20,7 +23,7 @@ sys.path.insert(0, str(HERE.parent))
 import gptoss  # noqa: E402
 import harmony  # noqa: E402
 import tokenizer as tokenizers  # noqa: E402
-from nano import tasks  # noqa: E402
+from nano import tasks, train  # noqa: E402
 
 MAX_TOKENS = 700
 
@@ -139,6 +142,54 @@ def picture(results, each, path):
     fig.savefig(path, dpi=90)
 
 
+def unchecked(model, tokenizer, task, each):
+    """High effort without the check: the thought is cut where the check would begin, and the answer asked for."""
+    special, encode = tokenizer.special_tokens, tokenizer.encode
+    answer_now = [special["<|end|>"], special["<|start|>"], *encode("assistant"), special["<|channel|>"],
+                  *encode("final"), special["<|message|>"]]
+    right, check = 0, encode("\nCheck")
+    for problem, question in problems(task, each):
+        said, tokens = [], prompt(tokenizer, question, "high")
+        for token in gptoss.generate(model, tokens, temperature=0, max_tokens=MAX_TOKENS):
+            said.append(token)
+            if said[-len(check):] == check:
+                break
+        tokens += said[:-len(check)] + answer_now
+        answer = list(gptoss.generate(model, tokens, temperature=0, max_tokens=MAX_TOKENS))
+        right += tokenizer.decode(answer[:-1]).strip() == problem.answer
+    return right
+
+
+def call(model, tokenizer, task, effort, each):
+    """Offers the calculator: how often it is called, with the right expression, and the answer then is right."""
+    right = 0
+    setting = tasks.Setting(effort, "2026-06-01", calculator=True)
+    for problem, question in problems(task, each):
+        messages = [*train.opening(setting), harmony.Message("user", question)]
+        try:
+            said = harmony.parse(list(gptoss.generate(model, harmony.render(messages, tokenizer), temperature=0,
+                                                      max_tokens=MAX_TOKENS)), tokenizer, role="assistant")
+            asked = json.loads("".join(said[-1].content))["expression"] if said[-1].recipient else None
+        except (ValueError, TypeError, KeyError):
+            continue
+        if said[-1].recipient == "functions.calculator" and asked == problem.expression:
+            messages += said[:-1] + train.call_of(tasks.Turn(question, "", "", asked, str(problem.value)))
+            tokens = harmony.render(messages, tokenizer)
+            right += reply(model, tokenizer, tokens)[1] == problem.answer
+    return right
+
+
+def begin(checkpoint, backend):
+    """A process of its own for each core: a model this small has no work for a second thread."""
+    global loaded
+    numba.set_num_threads(1)
+    loaded = gptoss.load(checkpoint, backend=backend), tokenizers.load(checkpoint)
+
+
+def job(function, *args):
+    return function(*loaded, *args)
+
+
 def main():
     parser = argparse.ArgumentParser(description="Accuracy of the bundled model by task and effort.")
     parser.add_argument("checkpoint", nargs="?", default=str(HERE))
@@ -147,19 +198,30 @@ def main():
     parser.add_argument("--backend", default="numba", choices=("numba", "numpy"))
     parser.add_argument("--picture", metavar="FILE")
     args = parser.parse_args()
-    numba.set_num_threads(1)        # a model this small has no work for a second thread
-    model, tokenizer = gptoss.load(args.checkpoint, backend=args.backend), tokenizers.load(args.checkpoint)
-    results = {}
-    for task in args.tasks:
-        for effort in tasks.EFFORTS:
-            results[task, effort] = measure(model, tokenizer, task, effort, args.each)
-            print(task, effort, *results[task, effort], file=sys.stderr, flush=True)
-    print(table(results, args.each))
-    alarms = sum(alarms for _, _, alarms in results.values())
-    slipped = [recover(model, tokenizer, task, args.each) for task in args.tasks if task != "chat"]
-    right, n = sum(r for r, _ in slipped), sum(n for _, n in slipped)
-    print(f"\nHigh effort: of {n} planted slips in the first attempt {percent(right, n)} still ended in the right "
-          f"answer; {alarms} right first attempts of {args.each * len(args.tasks)} were doubted.")
+    with ProcessPoolExecutor(os.cpu_count(), initializer=begin, initargs=(args.checkpoint, args.backend)) as pool:
+        results = {(task, effort): pool.submit(job, measure, task, effort, args.each)
+                   for task in args.tasks for effort in tasks.EFFORTS}
+        slipped = [pool.submit(job, recover, task, args.each) for task in args.tasks if task != "chat"]
+        checkless = [pool.submit(job, unchecked, task, args.each) for task in args.tasks if task != "chat"]
+        calls = [pool.submit(job, call, task, effort, args.each // 5) for effort in tasks.EFFORTS
+                 for task in ("sum", "difference", "product", "story") if task in args.tasks]
+        for key, future in results.items():
+            results[key] = future.result()
+            print(*key, *results[key], file=sys.stderr, flush=True)
+        print(table(results, args.each))
+        alarms = sum(alarms for _, _, alarms in results.values())
+        right, n = (sum(column) for column in zip(*(future.result() for future in slipped), strict=True))
+        print(f"\nHigh effort: of {n} planted slips in the first attempt {percent(right, n)} still ended in the right "
+              f"answer; {alarms} right first attempts of {args.each * len(args.tasks)} were doubted.")
+        if checkless:
+            n = len(checkless) * args.each
+            checked = sum(right for (task, effort), (right, *_) in results.items() if effort == "high" and task != "chat")
+            print(f"\nThe same without the check (the thought cut before it, chat left out): "
+                  f"{percent(sum(f.result() for f in checkless), n)}, with it {percent(checked, n)}.")
+        if calls:
+            n = len(calls) * (args.each // 5)
+            print(f"\nWith a calculator offered: {percent(sum(f.result() for f in calls), n)} of {n} problems were "
+                  "handed to it and answered with what it said.")
     if args.picture:
         picture(results, args.each, args.picture)
 

@@ -9,18 +9,28 @@ A problem knows how people ask it, its answer, and how it is thought through at 
 Numbers are worked from the units up and every token asks for one decision only, which is what lets a model of two
 million parameters learn it. In part of the high-effort thoughts the first attempt holds a planted slip, so that there
 is something to notice and to correct; planted text stands between SLIP and END, and training takes no loss on it
-(nobody should learn to make mistakes), only on what follows from it. No model and no tokens here: plain text.
+(nobody should learn to make mistakes), only on what follows from it.
+
+A problem may also be one that a calculator solves: then `expression` is what to send to the tool where it is offered.
+No model and no tokens here: plain text. The phrases and words are in words.py.
 """
 
 import hashlib
 import random
+import sys
 from datetime import date, timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from nano import words  # noqa: E402
 
 SLIP, END = "\x01", "\x02"
 EFFORTS = ("low", "medium", "high")
 SLIP_RATE = 0.35                    # share of high-effort training thoughts whose first attempt goes wrong
 HELD_OUT_PERCENT = 10
-NAMED_HELD_OUT = {"sum 12 30", "compare 9.11 9.9", "count r strawberry", "reverse strawberry"}
+NAMED_HELD_OUT = {"sum 12 30", "compare 9.11 9.9", "count r strawberry", "reverse strawberry", "sort strawberry",
+                  "product 23 41", "product 5 58"}
 
 
 def held_out(key):
@@ -152,17 +162,16 @@ def attempts(first, check, again, slip):
     return thought
 
 
+def quote(text):
+    return f'"{text}"'
+
+
 def verdict(found, expected):
     """The two sides are written out before the decision."""
     return f"{found} and {expected}: {'yes' if found == expected else 'no'}."
 
 
 # --- how people type ------------------------------------------------------------------------------------------------
-
-ASK = ("What is {}?", "What is {}?", "what is {}", "what's {}?", "What's {}?", "{}", "{}?", "{}=", "{} =", "{} = ?",
-       "Compute {}.", "compute {}", "Calculate {}.", "calculate {}", "How much is {}?", "how much is {}",
-       "Work out {}.", "Can you work out {}?", "Please compute {}.", "Tell me {}.", "Solve {}", "Hi, what is {}?",
-       "Hello! What is {}?", "Do you know what {} is?", "I need {}.", "Could you calculate {} for me?")
 
 
 def typed(rng, operators, direct, a, b):
@@ -171,7 +180,7 @@ def typed(rng, operators, direct, a, b):
         return rng.choice(direct).format(a=a, b=b)
     op = rng.choice(operators)
     gap = "" if not op.isalpha() and " " not in op and rng.random() < 0.4 else " "
-    return rng.choice(ASK).format(f"{a}{gap}{op}{gap}{b}")
+    return rng.choice(words.ASK).format(f"{a}{gap}{op}{gap}{b}")
 
 
 def number(rng, lengths):
@@ -182,16 +191,22 @@ def number(rng, lengths):
 # --- the tasks: draw(rng) a problem; key, ask(rng), answer, value; medium(), high(slip) -----------------------------
 
 
-class Sum:
+class Problem:
+    """What all of them have: key, value, answer, and what a calculator would need to be told."""
+
+    expression = None
+
+
+class Sum(Problem):
     def __init__(self, a, b):
         self.a, self.b, self.value = a, b, a + b
         self.key = f"sum {min(a, b)} {max(a, b)}"
-        self.answer = f"{a} + {b} = {a + b}"
+        self.answer, self.expression = f"{a} + {b} = {a + b}", f"{a}+{b}"
 
     @classmethod
     def draw(cls, rng):
-        n = rng.choice((1, 2, 2, 3, 3, 4, 5))
-        return cls(number(rng, (n,)), number(rng, (n, n, n, rng.randint(1, 5))))
+        n = rng.choice((1, 2, 2, 3, 3, 4, 5, 6))
+        return cls(number(rng, (n,)), number(rng, (n, n, n, rng.randint(1, 6))))
 
     def ask(self, rng):
         return typed(rng, ("+", "+", "+", "plus"), ("Add {a} and {b}.", "add {a} to {b}",
@@ -210,15 +225,15 @@ class Sum:
         return attempts(lambda s: add_columns(self.a, self.b, s), check, lambda: add_columns(self.b, self.a), slip)
 
 
-class Difference:
+class Difference(Problem):
     def __init__(self, a, b):
         self.a, self.b, self.value = a, b, a - b
         self.key = f"difference {max(a, b)} {min(a, b)}"
-        self.answer = f"{a} - {b} = {a - b}"
+        self.answer, self.expression = f"{a} - {b} = {a - b}", f"{a}-{b}"
 
     @classmethod
     def draw(cls, rng):
-        n = rng.choice((1, 2, 2, 3, 3, 4, 5))
+        n = rng.choice((1, 2, 2, 3, 3, 4, 5, 6))
         a, b = number(rng, (n,)), number(rng, (n, n, rng.randint(1, n)))
         return cls(a, b) if a >= b or rng.random() < 0.15 else cls(b, a)
 
@@ -242,15 +257,15 @@ class Difference:
         return text if self.a >= self.b else f"{self.a} is less than {self.b}, so minus.\n{text}"
 
 
-class Product:
+class Product(Problem):
     def __init__(self, a, b):
         self.a, self.b, self.value = a, b, a * b
         self.key = f"product {min(a, b)} {max(a, b)}"
-        self.answer = f"{a} × {b} = {a * b}"
+        self.answer, self.expression = f"{a} × {b} = {a * b}", f"{a}*{b}"
 
     @classmethod
     def draw(cls, rng):
-        n, m = rng.choice(((1, 1), (2, 1), (2, 1), (3, 1), (3, 1), (2, 2), (2, 2), (2, 2), (3, 2), (3, 2)))
+        n, m = rng.choice(((1, 1), (2, 1), (2, 1), (3, 1), (3, 1), (2, 2), (2, 2), (3, 2), (3, 2), (3, 3)))
         a, b = number(rng, (n,)), number(rng, (m,))
         return cls(a, b) if rng.random() < 0.7 else cls(b, a)
 
@@ -283,7 +298,7 @@ class Product:
         return attempts(lambda s: long_multiplication(a, b, s), check, lambda: long_multiplication(b, a), slip)
 
 
-class Quotient:
+class Quotient(Problem):
     def __init__(self, n, d):
         self.n, self.d, (self.value, self.rest) = n, d, divmod(n, d)
         self.key = f"quotient {n} {d}"
@@ -314,7 +329,7 @@ class Quotient:
         return attempts(lambda s: long_division(self.n, self.d, s), check, lambda: long_division(self.n, self.d), slip)
 
 
-class Compare:
+class Compare(Problem):
     def __init__(self, a, b, larger=True):
         self.a, self.b, self.larger = a, b, larger
         big, small = sorted((a, b), key=float, reverse=True)
@@ -369,68 +384,51 @@ class Compare:
 
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-WORDS = tuple("""
-strawberry raspberry blueberry banana orange cherry pepper coffee butter cheese cookie noodle lettuce tomato potato
-avocado pineapple mango papaya walnut almond pumpkin carrot spinach broccoli cucumber mushroom onion garlic ginger
-vanilla chocolate sandwich pancake waffle sausage chicken turkey salmon lobster dinner supper breakfast kitchen bottle
-kettle saucer platter elephant giraffe kangaroo squirrel rabbit hippo parrot penguin buffalo cheetah leopard panther
-gorilla monkey donkey zebra butterfly grasshopper beetle spider hornet mosquito sparrow pigeon seagull raccoon opossum
-otter weasel badger hedgehog mississippi tennessee massachusetts california alaska hawaii london paris berlin madrid
-lisbon vienna athens moscow bookkeeper committee accommodation success address possess assess access process balloon
-cotton ribbon button mitten kitten puppy bunny happy silly funny merry jelly belly valley alley trolley volley hobby
-lobby bubble rubble pebble middle puddle giggle wiggle juggle struggle apple ripple triple people little battle cattle
-rattle settle bottle turtle castle whistle mountain river forest desert island ocean beach harbor bridge tunnel tower
-palace temple church school college library museum window mirror carpet curtain pillow blanket mattress cupboard
-drawer ladder hammer scissors needle thread leather velvet doctor nurse teacher farmer baker butcher soldier sailor
-captain engineer scientist professor president governor secretary yellow purple crimson scarlet violet silver golden
-bronze copper diamond emerald sapphire crystal marble granite pebbles summer winter autumn spring monsoon thunder
-lightning hurricane tornado blizzard rainbow sunset sunrise midnight afternoon letter written spelling grammar
-sentence paragraph chapter dictionary alphabet vowel syllable rhythm language parallel computer keyboard printer
-monitor program function variable compiler network internet password database algorithm football baseball tennis
-soccer hockey cricket swimming running jumping skiing skating cycling wrestling boxing racing guitar violin trumpet
-clarinet drummer orchestra symphony concert melody harmony rhythmically stressed desserts level radar racecar noon
-civic kayak rotor refer banner hello world queue quiz jazz fizz buzz pizza puzzle dazzle drizzle muzzle
-""".split())
-
-COMMON = tuple("""
-are the there many times does word letter letters how what which is in of and so back backwards spell reverse spelled
-write count occur appear often today day days before after from week has have buys gives gets boxes bags with each now
-left loses larger smaller bigger greater number one less than multiply multiplied product divide divided share among
-plus minus compute calculate please tell work out can you could for me need solve know sum difference take away
-subtract add between get go when into check again yes no mod remainder language model trained knowledge cutoff current
-date valid channels channel must included every message instructions user says greets asks thanks small from scratch
-arithmetic nothing too that only do decimals apples books pens cards eggs coins marbles stickers oranges cookies about
-turn around write your help what poem story explain translate mean joke weather color like make fewer
-""".split())
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def word(rng):
-    """A real word, or syllables or letters at random with some letters doubled."""
+    """A real word, or syllables, or letters at random; now and then with a letter doubled."""
     kind = rng.random()
-    if kind < 0.35:
-        return rng.choice(WORDS)
-    if kind < 0.8:
+    if kind < 0.4:
+        out = rng.choice(words.WORDS)
+    elif kind < 0.88:
         # Beginnings of common words, because those can be tokens (vocabulary.py).
-        out = rng.choice(COMMON)[:rng.randint(1, 6)] if kind < 0.5 else ""
+        out = rng.choice(words.COMMON)[:rng.randint(1, 6)] if kind < 0.55 else ""
         while len(out) < rng.randint(3, 10):
             out += rng.choice(("", *"bcdfghjklmnprstvw")) + rng.choice("aeiouy") + rng.choice(("", "", *"lmnrstpd"))
     else:
         few = rng.sample(LETTERS, rng.randint(2, 8))
-        out = "".join(rng.choice(few) for _ in range(rng.randint(2, 10)))
+        out = "".join(rng.choice(few) for _ in range(rng.randint(2, 9)))
     at = rng.randrange(len(out))
-    return (out[:at] + out[at] + out[at:] if rng.random() < 0.5 else out)[:13]
+    return (out[:at] + out[at] + out[at:] if rng.random() < 0.2 else out)[:13]
 
 
-def spelled(text):
-    return " ".join(text)
+def numbered(places):
+    """1b2e3e: places [(number, letter), ...]. By its number the way back to a letter is easily found."""
+    return "".join(f"{i}{c}" for i, c in places)
 
 
-class Count:
+class Letters(Problem):
+    """Tasks about the letters of a word or the digits of a number. In thoughts and answers nothing stands before a
+    letter that its token could begin with (vocabulary.py): each letter is a token of its own, always the same."""
+
+    def __init__(self, text, value):
+        self.text, self.value = text, value
+
+    def quoted(self, rng):
+        """As people write a word in a question."""
+        text = self.text.capitalize() if rng.random() < 0.05 else self.text
+        return rng.choice(("{}", "{}", "{}", '"{}"', '"{}"', "'{}'")).format(text)
+
+
+class Count(Letters):
     def __init__(self, letter, text):
-        self.letter, self.text, self.value = letter, text, text.count(letter)
+        super().__init__(text, text.count(letter))
+        self.letter = letter
         self.key = f"count {letter} {text}"
-        self.answer = (f"There is 1 {letter} in {text}." if self.value == 1 else
-                       f"There are {self.value} {letter}'s in {text}.")
+        self.answer = (f'There is 1 {letter} in "{text}".' if self.value == 1 else
+                       f'There are {self.value} {letter}\'s in "{text}".')
 
     @classmethod
     def draw(cls, rng):
@@ -440,85 +438,126 @@ class Count:
         return cls(rng.choice(text) if rng.random() < 0.8 else rng.choice(LETTERS), text)
 
     def ask(self, rng):
-        letter = self.letter.upper() if rng.random() < 0.1 else self.letter
-        text = self.text.capitalize() if rng.random() < 0.07 else self.text
-        return rng.choice(("How many {l}'s are in {t}?", "How many {l}'s are in {t}?", "how many {l}'s are in {t}",
-                           "How many {l}'s are in the word {t}?", "how many {l} in {t}", "How many {l}s are in {t}?",
-                           'How many "{l}" are there in "{t}"?', "How many times does the letter {l} appear in {t}?",
-                           "Count the letter {l} in {t}.", "Count the {l}'s in '{t}'.", "How often is {l} in {t}?",
-                           "how many times does {l} occur in {t}?", "How many letters {l} are there in {t}?")
-                          ).format(l=letter, t=text)
+        letter = self.letter.upper() if rng.random() < 0.05 else self.letter
+        return rng.choice(words.COUNT).format(l=letter, t=self.quoted(rng))
 
-    def walk(self, text, slip=None):
-        """s t r (1) a w b e r (2) r (3) y so 3: the letter, a mark if it is the one, then the count."""
-        hits = [c == self.letter for c in text]
-        at = slip.randrange(len(text)) if slip else None
-        count, out, masked = 0, "", False
-        for i, c in enumerate(text):
-            out += f" {SLIP}{c}{END}" if masked else f" {c}"
-            masked = i == at and hits[i]                            # a hit overseen: the next letter came too soon
-            if hits[i] != (i == at):
-                count += 1
-                out += f" {SLIP}({END}{count})" if i == at else f" ({count})"
-        return f"{out.strip()} {SLIP + 'so' + END if masked else 'so'} {count}", count
+    def walk(self, text):
+        """"str(1)awber(2)r(3)y" so 3: the count after each letter that is the one."""
+        count, out = 0, ""
+        for c in text:
+            count += c == self.letter
+            out += f"{c}({count})" if c == self.letter else c
+        return f'"{out}" so {count}', count
+
+    def find(self, slip=None):
+        """r at 3 8 9 so 3: the numbers of the letters that are the one. A slip leaves one out, or takes one more."""
+        at = [i for i, c in enumerate(self.text, 1) if c == self.letter]
+        shown, end = [str(i) for i in at], "so"
+        if slip:
+            wrong_at = slip.randint(1, len(self.text))
+            k = sum(i < wrong_at for i in at)
+            if wrong_at not in at:
+                shown.insert(k, f"{SLIP}{wrong_at}{END}")
+            else:                               # what comes next comes too early: that is the planted part
+                del shown[k]
+                if k < len(shown):
+                    shown[k] = f"{SLIP}{shown[k]}{END}"
+                else:
+                    end = f"{SLIP}so{END}"
+        return f"{self.letter} at {' '.join([*shown, end, str(len(shown))])}", len(shown)
 
     def medium(self):
-        return f"{self.letter} in {self.text}: {self.walk(self.text)[0]}"
+        return f"{self.letter} in {self.walk(self.text)[0]}"
 
     def high(self, slip):
         def check(count):
             text, other = self.walk(self.text[::-1])
             return f"back {text}. {verdict(other, count)}", other == count
-        thought = attempts(lambda s: self.walk(self.text, s), check, lambda: self.walk(self.text), slip)
-        return f"{self.letter} in {self.text}: {thought}"
+        return f"{numbered(enumerate(self.text, 1))}\n" + attempts(self.find, check, self.find, slip)
 
 
-class Reverse:
+class Reverse(Letters):
     def __init__(self, text):
-        self.text, self.value = text, text[::-1]
+        super().__init__(text, text[::-1])
         self.key = f"reverse {text}"
-        self.answer = f"{text} backwards is {text[::-1]}."
+        self.answer = f'"{text}" backwards is "{self.value}".'
 
     @classmethod
     def draw(cls, rng):
-        return cls(word(rng))
+        return cls(word(rng) if rng.random() < 0.8 else str(number(rng, (2, 3, 4, 5, 6))))
 
     def ask(self, rng):
-        return rng.choice(("Reverse {}.", "reverse {}", "Reverse the word {}.", "Reverse the letters of {}.",
-                           "Spell {} backwards.", "spell {} backwards", "What is {} backwards?",
-                           "what is {} spelled backwards?", "Write '{}' backwards.", 'How do you spell "{}" backwards?',
-                           "Turn the letters of {} around.")).format(self.text)
+        ways = words.REVERSE + (words.REVERSE_WORD if self.text.isalpha() else words.REVERSE_NUMBER)
+        return rng.choice(ways).format(self.quoted(rng))
 
-    @staticmethod
-    def turn(text, slip=None):
-        """d e s s e r t s: with a slip, one letter is left out."""
-        back = text[::-1]
-        if not slip:
-            return spelled(back), back
-        at = slip.randrange(len(back))
-        shown = [f"{SLIP}{c}{END}" if i == at + 1 else c for i, c in enumerate(back) if i != at]
-        return " ".join(shown), back[:at] + back[at + 1:]
+    def turn(self, slip=None):
+        """4k3e2e1b so "keeb": the numbered letters from the last to the first. A slip leaves one out."""
+        places, end = list(enumerate(self.text, 1))[::-1], "so"
+        shown = [numbered([place]) for place in places]
+        if slip:
+            at = slip.randrange(len(places))
+            del places[at], shown[at]
+            if at < len(places):                # what comes next comes too early: that is the planted part
+                shown[at] = f"{SLIP}{shown[at]}{END}"
+            else:
+                end = f"{SLIP}so{END}"
+        value = "".join(c for _, c in places)
+        return f'{"".join(shown)} {end} "{value}"', value
 
     def medium(self):
-        return f"{spelled(self.text)}\nback {spelled(self.value)}"
+        return f'"{self.text}" back "{self.value}"'
 
     def high(self, slip):
-        def first(s):
-            text, back = self.turn(self.text, s)
-            early = s and back == self.value[:-1]                       # to stop one letter early is the slip then
-            stop = f"{SLIP};{END}" if early else ";"
-            return f"back {text}{stop}", back
-
         def check(back):
-            text = spelled(back[::-1])
-            return f"back {text}. {verdict(text, spelled(self.text))}", back[::-1] == self.text
-        return f"{spelled(self.text)}\n" + attempts(first, check, lambda: first(None), slip)
+            turned = back[::-1]
+            return f'back "{turned}". {verdict(quote(turned), quote(self.text))}', turned == self.text
+        return f"{numbered(enumerate(self.text, 1))}\n" + attempts(self.turn, check, self.turn, slip)
+
+
+class Sort(Letters):
+    """The letters of a word or the digits of a number, smallest first."""
+
+    def __init__(self, text):
+        super().__init__(text, "".join(sorted(text)))
+        self.key = f"sort {text}"
+        self.answer = f'"{text}" sorted is "{self.value}".'
+
+    @classmethod
+    def draw(cls, rng):
+        return cls(word(rng)[:9] if rng.random() < 0.5 else str(number(rng, (2, 3, 4, 5, 6))))
+
+    def ask(self, rng):
+        kind = "letters" if self.text.isalpha() else "digits"
+        return rng.choice(words.SORT).format(t=self.quoted(rng), k=kind)
+
+    def medium(self):
+        """Insertion, one after the other: ;b;ab;abn;aabn"""
+        return f'"{self.text}"' + "".join(f";{''.join(sorted(self.text[:i]))}" for i in range(1, len(self.text) + 1))
+
+    def insert(self, slip=None):
+        """+b;b+a;ab+n;abn, the same with what is inserted. A slip puts one into the wrong place."""
+        out, text = [], ""
+        at = slip.randrange(1, len(self.text)) if slip and len(self.text) > 1 else None
+        for i, c in enumerate(self.text):
+            k = next((j for j, x in enumerate(out) if x > c), i)
+            if i == at:
+                k = slip.choice([j for j in range(len(out) + 1) if j != k])
+            out.insert(k, c)
+            text += f"+{c};" + "".join(f"{SLIP}{x}{END}" if i == at and j == k else x for j, x in enumerate(out))
+        value = "".join(out)
+        return f'{text} so "{value}"', value
+
+    def high(self, slip):
+        def check(value):                       # by counting each, from the smallest
+            found = "".join(f"{c}({self.text.count(c)})" for c in sorted(set(self.text)))
+            return f'"{found}" so "{self.value}". {verdict(quote(self.value), quote(value))}', self.value == value
+        return f'"{self.text}"\n' + attempts(self.insert, check, self.insert, slip)
 
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 
-class Weekday:
+class Weekday(Problem):
     def __init__(self, day, n, after=True):
         self.day, self.n, self.after = day, n, after
         self.value = DAYS[(DAYS.index(day) + (n if after else -n)) % 7]
@@ -569,11 +608,7 @@ class Weekday:
                                       lambda: self.step(self.day, self.after, left), slip)
 
 
-NAMES = ("Tom", "Anna", "Ben", "Maria", "Sam", "Lily", "Omar", "Nina", "Leo", "Eva")
-THINGS = ("apples", "books", "pens", "cards", "eggs", "coins", "marbles", "stickers", "oranges", "cookies")
-
-
-class Story:
+class Story(Problem):
     """A two-step word problem: b groups of c, then added to a or taken away from."""
 
     def __init__(self, name, thing, gain, a, b, c):
@@ -581,12 +616,13 @@ class Story:
         self.value = a + b * c if gain else b * c - a
         self.key = f"story {gain} {a} {b} {c}"
         self.answer = f"{name} has {self.value} {thing}."
+        self.expression = f"{a}+{b}*{c}" if gain else f"{b}*{c}-{a}"
 
     @classmethod
     def draw(cls, rng):
         gain, b, c = rng.random() < 0.5, rng.randint(2, 9), rng.randint(2, 9)
-        return cls(rng.choice(NAMES), rng.choice(THINGS), gain, rng.randint(2, 60) if gain else rng.randint(1, b * c),
-                   b, c)
+        a = rng.randint(2, 60) if gain else rng.randint(1, b * c)
+        return cls(rng.choice(words.NAMES), rng.choice(words.THINGS), gain, a, b, c)
 
     def ask(self, rng):
         n, t, a, b, c = self.name, self.thing, self.a, self.b, self.c
@@ -599,8 +635,8 @@ class Story:
 
     def medium(self):
         p = self.b * self.c
-        second = f"{self.a}+{p}" if self.gain else f"{p}-{self.a}"
-        return f"{self.b}×{self.c}={p} {second}={self.value}"
+        second = add_columns(self.a, p) if self.gain else subtract_columns(p, self.a)
+        return f"{self.b}×{self.c}={p} {second[0]}"
 
     def high(self, slip):
         p = self.b * self.c
@@ -609,46 +645,8 @@ class Story:
         return f"{self.b}×{self.c}={p}\n" + Difference(p, self.a).high(slip)
 
 
-class Chat:
+class Chat(Problem):
     """Greetings and the like, and an honest answer to what it cannot do."""
-
-    HELLO = ("Hello! Ask me a sum, a product, or how many letters are in a word.", "The user greets me.")
-    WELCOME = ("You are welcome!", "The user thanks me.")
-    BYE = ("Goodbye!", "The user says goodbye.")
-    WHO = ("I am a very small gpt-oss, trained from scratch on arithmetic and letters.", "The user asks who I am.")
-    CAN = ("I can add, subtract, multiply and divide, compare decimals, count or reverse the letters of a word, and "
-           "count weekdays. Raise my reasoning effort and I make fewer mistakes.", "The user asks what I can do.")
-    FINE = ("I am fine, thank you! Do you have a problem for me?", "The user asks how I am.")
-    CANNOT = ("I am too small to know that. Ask me a sum, a product, or about the letters of a word.",
-              "This is not something I learned.")
-    FIXED = (
-        (HELLO, ("Hi", "hi", "Hello", "Hello!", "hello", "Hey", "hey", "Hi!", "Hi there", "Good morning",
-                 "Good evening!", "hey there", "Hello there!", "yo", "Greetings", "Hi, how is it going",
-                 "good afternoon", "hallo", "Hey!")),
-        (WELCOME, ("Thanks", "thanks", "Thank you", "Thank you!", "thanks!", "thx", "Great, thanks",
-                   "Thank you very much", "cool", "ok thanks", "Nice", "ok", "great", "Well done", "good job",
-                   "perfect", "awesome")),
-        (BYE, ("Bye", "bye", "Goodbye", "See you", "bye!", "Good night", "see you later")),
-        (WHO, ("Who are you?", "who are you", "What are you?", "what is your name?", "What's your name?",
-               "Are you ChatGPT?", "Tell me about yourself.", "are you a human", "Who made you?",
-               "Which model are you?", "are you gpt-oss?")),
-        (CAN, ("What can you do?", "what can you do", "Help", "help", "What do you know?", "How can you help me?",
-               "help me", "What are you good at?", "what can I ask you?", "What problems can you solve?",
-               "can you help me?")),
-        (FINE, ("How are you?", "how are you", "How are you doing?", "How do you feel?", "What's up?")),
-    )
-    OPEN = ("What is the capital of {}?", "Who is {}?", "Write a poem about {}.", "Tell me a story about a {}.",
-            "Explain {}.", "Translate {} to French.", "What does {} mean?", "Tell me a joke.",
-            "What is the weather in {}?", "who invented the {}?", "Where is {}?", "Write a Python function for {}.",
-            "Why is the sky blue?", "How do I cook {}?", "What is a {}?", "Give me a recipe for {}.",
-            "what is the meaning of life?", "When was {} born?", "How old is {}?", "Do you like {}?", "Summarize {}.",
-            "What is the best {}?", "Draw a {}.", "who won the {}?", "write code for {}", "What is {}?",
-            "Can you explain {} to me?", "Tell me about {}.", "How does a {} work?", "What color is a {}?",
-            "Why do {} exist?")
-
-    OPEN_NUMBER = ("What is the square root of {}?", "Is {} a prime number?", "What is {} in Roman numerals?",
-                   "what is {}^2", "What happened in {}?", "Convert {} km to miles.", "{} factorial",
-                   "What is {}% of 80?", "What is log({})?")
 
     def __init__(self, question, reply):
         self.question, (self.answer, self.thought), self.value = question, reply, reply[0]
@@ -657,12 +655,12 @@ class Chat:
     @classmethod
     def draw(cls, rng):
         if rng.random() < 0.6:
-            reply, questions = rng.choice(cls.FIXED)
+            reply, questions = rng.choice(words.FIXED)
             return cls(rng.choice(questions), reply)
         if rng.random() < 0.2:
-            return cls(rng.choice(cls.OPEN_NUMBER).format(number(rng, (1, 2, 3, 4))), cls.CANNOT)
+            return cls(rng.choice(words.OPEN_NUMBER).format(number(rng, (1, 2, 3, 4))), words.CANNOT)
         subject = word(rng) if rng.random() < 0.8 else f"{word(rng)} {word(rng)}"
-        return cls(rng.choice(cls.OPEN).format(subject.capitalize() if rng.random() < 0.3 else subject), cls.CANNOT)
+        return cls(rng.choice(words.OPEN).format(subject.capitalize() if rng.random() < 0.3 else subject), words.CANNOT)
 
     def ask(self, rng):
         return self.question
@@ -674,9 +672,10 @@ class Chat:
         return f"{self.thought} There is nothing to calculate."
 
 
-TASKS = {"sum": (Sum, 3), "difference": (Difference, 3), "product": (Product, 6), "quotient": (Quotient, 2),
-         "compare": (Compare, 2), "count": (Count, 3), "reverse": (Reverse, 1), "weekday": (Weekday, 1),
-         "story": (Story, 1), "chat": (Chat, 1)}
+# Each with how often it is drawn. Letters need it most: copying them without a mistake is what is learned last.
+TASKS = {"sum": (Sum, 2), "difference": (Difference, 3), "product": (Product, 5), "quotient": (Quotient, 3),
+         "compare": (Compare, 3), "count": (Count, 4), "reverse": (Reverse, 3), "sort": (Sort, 3),
+         "weekday": (Weekday, 2), "story": (Story, 2), "chat": (Chat, 1)}
 
 
 def draw(rng, task=None, split="train"):
@@ -684,7 +683,7 @@ def draw(rng, task=None, split="train"):
     kind = TASKS[task or rng.choices(list(TASKS), [weight for _, weight in TASKS.values()])[0]][0]
     while True:
         problem = kind.draw(rng)
-        if kind is Chat and problem.answer != Chat.CANNOT[0] or held_out(problem.key) == (split == "test"):
+        if kind is Chat and problem.answer != words.CANNOT[0] or held_out(problem.key) == (split == "test"):
             return problem              # there are only so many ways to say hello: those are never held out
 
 
@@ -715,26 +714,51 @@ def follow_up(rng, value):
 
 
 FIRST_DAY = date(2023, 1, 1)
-INSTRUCTIONS = ("Be brief.", "You are a helpful assistant.", "Answer the question.", "Always be polite.",
-                "Answer in English.", "You are a calculator.", "Think carefully.", "Help the user with arithmetic.",
-                "Keep your answers short.")
+
+
+class Turn(NamedTuple):
+    """A question and its reply. `call`: an expression that the calculator gets after the thought, or None."""
+
+    question: str
+    thought: str                        # marked; "" for none
+    answer: str
+    call: str | None = None
+    result: str | None = None           # what the calculator says
+
+
+class Setting(NamedTuple):
+    """What a row of conversations shares."""
+
+    effort: str
+    day: str | None
+    instructions: str | None = None     # of the developer
+    calculator: bool = False            # whether that tool is offered
 
 
 def setting(rng):
-    """What a row of conversations shares: (effort, date or None, developer instructions or None)."""
-    effort = rng.choices(EFFORTS, (2, 3, 5))[0]
     day = None if rng.random() < 0.1 else str(FIRST_DAY + timedelta(days=rng.randrange(4000)))
-    return effort, day, rng.choice(INSTRUCTIONS) if rng.random() < 0.08 else None
+    return Setting(rng.choices(EFFORTS, (2, 3, 5))[0], day,
+                   rng.choice(words.INSTRUCTIONS) if rng.random() < 0.08 else None, rng.random() < 0.08)
 
 
-def conversation(rng, effort):
-    """Turns [(question, marked thought, answer), ...] of training problems: mostly one, some two."""
-    problem = draw(rng)
-    turns = [(problem.ask(rng), think(problem, effort, rng), problem.answer)]
+def turn(rng, problem, setting, question=None, slips=True):
+    """A problem as it is asked and answered in a setting."""
+    question = question or problem.ask(rng)
+    if setting.calculator and problem.expression:
+        thought = {"low": "", "medium": words.TOOL[0], "high": " ".join(words.TOOL)}[setting.effort]
+        return Turn(question, thought, problem.answer, problem.expression, str(problem.value))
+    return Turn(question, think(problem, setting.effort, rng if slips else None), problem.answer)
+
+
+def conversation(rng, setting):
+    """Turns of training problems: mostly one, some two."""
+    task = rng.choice(("sum", "difference", "product", "story")) if setting.calculator and rng.random() < 0.7 else None
+    problem = draw(rng, task)
+    turns = [turn(rng, problem, setting)]
     if rng.random() < 0.12:
         more = follow_up(rng, problem.value) if rng.random() < 0.6 else None
         question, problem = more or (None, draw(rng))
-        turns.append((question or problem.ask(rng), think(problem, effort, rng), problem.answer))
+        turns.append(turn(rng, problem, setting, question))
     return turns
 
 

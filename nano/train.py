@@ -36,6 +36,7 @@ SHAPE = {
 }
 MUON_LR, ADAM_LR, WARM_UP = 0.02, 3e-3, 100
 ROUTER_LOSS = 0.01
+TOKENS = 48_000_000
 
 
 def new_model(vocab_size, seed, **shape):
@@ -56,37 +57,54 @@ def new_model(vocab_size, seed, **shape):
 # --- data: conversations to rows of tokens --------------------------------------------------------------------------
 
 
-def system_tokens(tokenizer, effort, day, instructions):
-    """The system message as every gpt-oss gets it, and perhaps a developer message."""
-    messages = [harmony.Message("system", [harmony.SystemContent(reasoning_effort=effort,
-                                                                 conversation_start_date=day)])]
-    if instructions:
-        messages.append(harmony.Message("developer", [harmony.DeveloperContent(instructions=instructions)]))
-    return harmony.render(messages, tokenizer, next_role=None)
+CALCULATOR = harmony.Namespace("functions", functions=(harmony.Function(
+    "calculator", "Computes an expression.",
+    {"type": "object", "properties": {"expression": {"type": "string"}}, "required": ["expression"]}),))
+
+
+def opening(setting):
+    """The messages before the first question: system, as every gpt-oss gets it, and perhaps developer."""
+    system = harmony.SystemContent(reasoning_effort=setting.effort, conversation_start_date=setting.day)
+    developer = harmony.DeveloperContent(setting.instructions, (CALCULATOR,) if setting.calculator else ())
+    messages = [harmony.Message("system", [system])]
+    if setting.instructions or setting.calculator:
+        messages.append(harmony.Message("developer", [developer]))
+    return messages
+
+
+def call_of(turn):
+    """A turn's call of the calculator and what it says: two messages, or none."""
+    if turn.call is None:
+        return []
+    name, channel = "functions.calculator", "commentary"
+    return [harmony.Message("assistant", json.dumps({"expression": turn.call}), channel=channel, recipient=name,
+                            content_type="<|constrain|>json"),
+            harmony.Message("tool", turn.result, name=name, channel=channel, recipient="assistant")]
 
 
 def conversation_tokens(tokenizer, turns):
-    """Turns [(question, marked thought, answer), ...] -> token ids and, for each, whether the loss counts it.
+    """Turns (tasks.Turn) -> token ids and, for each, whether the loss counts it.
 
-    As in a chat, only the last turn still has its thought. An earlier answer is learned only if it was given without
-    thought.
+    As in a chat, only the last turn still has its thought and its call. An earlier answer is learned only if it was
+    given without them.
     """
     tokens, learn = [], []
-    for i, (question, thought, answer) in enumerate(turns):
+    header = len(harmony.render([], tokenizer, next_role="assistant"))
+    for i, turn in enumerate(turns):
         last = i == len(turns) - 1
-        messages = [harmony.Message("user", question)]
-        if thought and last:
-            messages.append(harmony.Message("assistant", tasks.plain(thought), channel="analysis"))
-        messages.append(harmony.Message("assistant", answer, channel="final"))
-        for j, message in enumerate(messages):
+        messages = [harmony.Message("user", turn.question)]
+        if turn.thought and last:
+            messages.append(harmony.Message("assistant", tasks.plain(turn.thought), channel="analysis"))
+        messages += call_of(turn) if last else []
+        messages.append(harmony.Message("assistant", turn.answer, channel="final"))
+        for before, message in zip([None, *messages], messages, strict=False):
             ids = harmony.render([message], tokenizer, next_role=None, training=last, drop_analysis=False)
-            learns = [message.role == "assistant" and (last or not thought)] * len(ids)
-            if j == 1:                              # the prompt ends with <|start|>assistant: given, not predicted
-                header = len(harmony.render([], tokenizer, next_role="assistant"))
+            learns = [message.role == "assistant" and (last or not (turn.thought or turn.call))] * len(ids)
+            if before and before.role != "assistant":       # the prompt ends with <|start|>assistant: given
                 learns[:header] = [False] * header
-            if message.channel == "analysis" and tasks.SLIP in thought:
+            if message.channel == "analysis" and tasks.SLIP in turn.thought:
                 body = ids.index(tokenizer.special_tokens["<|message|>"]) + 1
-                for k, planted in enumerate(slips(tokenizer, ids[body:-1], thought)):
+                for k, planted in enumerate(slips(tokenizer, ids[body:-1], turn.thought)):
                     learns[body + k] &= not planted
             tokens += ids
             learn += learns
@@ -112,11 +130,11 @@ def slips(tokenizer, ids, thought):
 def row(rng, tokenizer, length, converse=tasks.conversation, setting=None):
     """One row: (tokens, positions, groups, learn), lists of `length`. Group 0 is what all share, -1 is padding."""
     setting = setting or tasks.setting(rng)
-    tokens = system_tokens(tokenizer, *setting)
+    tokens = harmony.render(opening(setting), tokenizer, next_role=None)
     shared = len(tokens)
     positions, groups, learn, group, misses = list(range(shared)), [0] * shared, [False] * shared, 0, 0
     while misses < 4:                               # what does not fit is dropped, four times
-        ids, learns = conversation_tokens(tokenizer, converse(rng, setting[0]))
+        ids, learns = conversation_tokens(tokenizer, converse(rng, setting))
         if len(tokens) + len(ids) > length:
             misses += 1
             continue
@@ -130,8 +148,8 @@ def row(rng, tokenizer, length, converse=tasks.conversation, setting=None):
 
 
 def batch(seed, step, tokenizer, rows, length):
-    """The batch of a step, the same at every call: what makes a resumed run the same run."""
-    made = [row(random.Random(f"{seed} {step} {i}"), tokenizer, length) for i in range(rows)]
+    """These rows of a step, the same at every call: what makes a resumed run the same run."""
+    made = [row(random.Random(f"{seed} {step} {i}"), tokenizer, length) for i in rows]
     tokens, positions, groups, learn = (torch.tensor(column) for column in zip(*made, strict=True))
     return tokens, positions, groups, learn
 
@@ -235,12 +253,12 @@ def held_out_rows(tokenizer, length, each):
     out = []
     for task in tasks.TASKS:
         for effort in tasks.EFFORTS:
-            def converse(rng, effort, task=task):
-                problem = tasks.draw(rng, task, "test")
-                return [(problem.ask(rng), tasks.think(problem, effort), problem.answer)]
+            def converse(rng, setting, task=task):
+                return [tasks.turn(rng, tasks.draw(rng, task, "test"), setting, slips=False)]
             for i in range(each):
                 rng = random.Random(f"held out {task} {effort} {i}")
-                out.append((task, effort, row(rng, tokenizer, length, converse, (effort, "2026-01-01", None))))
+                setting = tasks.Setting(effort, "2026-01-01")
+                out.append((task, effort, row(rng, tokenizer, length, converse, setting)))
     return out
 
 
@@ -294,12 +312,14 @@ def picture(log, path):
 # --- the loop -------------------------------------------------------------------------------------------------------
 
 
-def train(out, tokens=30_000_000, rows=8, length=640, seed=0, save_every=150, eval_every=300, shape=None,
-          stop_after=None):
-    """Trains until `tokens` are seen, resuming from out/checkpoint.pt if there is one. Returns the model."""
+def train(out, tokens=TOKENS, rows=12, length=640, seed=0, save_every=150, eval_every=500, shape=None, stop_after=None,
+          worker=0, workers=1):
+    """Trains until `tokens` are seen, resuming from out/checkpoint.pt if there is one. Returns the model.
+
+    With several workers (processes of one torch.distributed group) each takes its share of a step's rows, and the
+    gradients are summed: the same steps as with one, up to the order of float32 sums.
+    """
     out = Path(out)
-    if not (out / "tokenizer.json").exists():
-        vocabulary.write(out)
     tokenizer = tokenizers.load(out)
     model = new_model(tokenizer.vocab_size, seed, **(shape or {}))
     optims = optimizers(model)
@@ -311,22 +331,33 @@ def train(out, tokens=30_000_000, rows=8, length=640, seed=0, save_every=150, ev
         for optim, s in zip(optims, state["optimizers"], strict=True):
             optim.load_state_dict(s)
         first = state["step"]
-        lines = log.read_text().splitlines() if log.exists() else []
-        log.write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] <= first))
-    test = held_out_rows(tokenizer, length, 3) if eval_every else []
+        lines = log.read_text().splitlines() if log.exists() and worker == 0 else []
+        if worker == 0:
+            log.write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] <= first))
+    test = held_out_rows(tokenizer, length, 3) if eval_every and worker == 0 else []
     began, losses = time.perf_counter(), []
     for step in range(first, steps):
         for optim, peak in zip(optims, (MUON_LR, ADAM_LR), strict=True):
             for group in optim.param_groups:
                 group["lr"] = peak * learning_rate(step, steps)
-        loss, _, _, balance = forward(model, *batch(seed, step, tokenizer, rows, length))
-        (loss.mean() + ROUTER_LOSS * balance).backward()
+        tokens, positions, groups, learn = batch(seed, step, tokenizer, range(worker, rows, workers), length)
+        loss, _, _, balance = forward(model, tokens, positions, groups, learn)
+        learned = everywhere(torch.tensor(float(len(loss))), workers)
+        (loss.sum() / learned + ROUTER_LOSS * balance / workers).backward()
+        if workers > 1:
+            flat = everywhere(torch.cat([p.grad.flatten() for p in model.parameters()]), workers)
+            for p, grad in zip(model.parameters(), flat.split([p.numel() for p in model.parameters()]), strict=True):
+                p.grad.copy_(grad.view_as(p))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optim in optims:
             optim.step()
         model.zero_grad(set_to_none=True)
-        losses.append(loss.mean().item())
+        losses.append((everywhere(loss.detach().sum(), workers) / learned).item())
         done = step + 1
+        if worker > 0:
+            if done == stop_after:
+                break
+            continue
         entry = {"step": done, "tokens": done * rows * length}
         if done % 10 == 0 or done == steps:
             speed = (done - first) * rows * length / (time.perf_counter() - began)
@@ -345,6 +376,21 @@ def train(out, tokens=30_000_000, rows=8, length=640, seed=0, save_every=150, ev
     return model
 
 
+def everywhere(x, workers):
+    """The sum of x over all workers."""
+    if workers > 1:
+        torch.distributed.all_reduce(x)
+    return x
+
+
+def work(worker, workers, out, options):
+    """One worker's process: one core each, because two threads of one process are hardly faster than one."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{(out / 'meeting').absolute()}", rank=worker,
+                                         world_size=workers)
+    train(out, worker=worker, workers=workers, **options)
+
+
 def write_log(log, entry):
     with open(log, "a") as file:
         file.write(json.dumps(entry) + "\n")
@@ -355,22 +401,25 @@ def write_log(log, entry):
 
 def main():
     parser = argparse.ArgumentParser(description="Train the bundled model.")
-    parser.add_argument("--out", required=True,
+    parser.add_argument("--out", required=True, type=Path,
                         help="directory for the tokenizer, checkpoints and log; resumes if it has them")
-    parser.add_argument("--tokens", type=int, default=30_000_000)
+    parser.add_argument("--tokens", type=int, default=TOKENS)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="processes, one for each core")
     parser.add_argument("--export", metavar="DIR", help="only write the model of --out to DIR, in the published format")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
     if not args.export:
-        train(args.out, args.tokens, seed=args.seed)
+        if not (args.out / "tokenizer.json").exists():
+            vocabulary.write(args.out)
+        (args.out / "meeting").unlink(missing_ok=True)
+        options = {"tokens": args.tokens, "seed": args.seed}
+        torch.multiprocessing.spawn(work, (args.workers, args.out, options), nprocs=args.workers)
         return
     target = Path(args.export)
     target.mkdir(parents=True, exist_ok=True)
-    (target / "tokenizer.json").write_bytes((Path(args.out) / "tokenizer.json").read_bytes())
+    (target / "tokenizer.json").write_bytes((args.out / "tokenizer.json").read_bytes())
     model = new_model(tokenizers.load(target).vocab_size, args.seed)
-    model.load_state_dict(torch.load(Path(args.out) / "checkpoint.pt")["model"])
+    model.load_state_dict(torch.load(args.out / "checkpoint.pt")["model"])
     export.write(model, target)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import regex
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from nano import tasks  # noqa: E402
+from nano import tasks, words  # noqa: E402
 
 SIZE = 983                          # tokens, without the special ones
 SPECIALS = ("<|startoftext|>", "<|endoftext|>", "<|return|>", "<|constrain|>", "<|channel|>", "<|start|>", "<|end|>",
@@ -34,20 +34,25 @@ HEADER_WORDS = {"assistant": 7, "analysis": 4, "final": 0}
 
 
 def pieces(conversations=30_000):
-    """How often each piece of text occurs in the training conversations, the problems' own words left out."""
+    """How often each piece of text occurs in the training conversations, words to be spelled left out."""
     rng, count = random.Random(0), Counter()
     for _ in range(conversations):
-        effort, day, instructions = tasks.setting(rng)
-        for turn in tasks.conversation(rng, effort):
-            for text in turn:
-                count.update(regex.findall(PATTERN, tasks.plain(text)))
+        setting, problem = tasks.setting(rng), tasks.draw(rng)
+        turn = tasks.turn(rng, problem, setting)
+        texts = [turn.question, turn.answer]
+        if not isinstance(problem, tasks.Letters):
+            texts.append(tasks.plain(turn.thought))
+        if turn.call:
+            texts += [' to=functions.calculator', json.dumps({"expression": turn.call})]
+        for text in texts:
+            count.update(regex.findall(PATTERN, text))
     system = ("You are ChatGPT, a large language model trained by OpenAI.\nKnowledge cutoff: 2024-06\n"
               "Current date: 2025-01-01\n\nReasoning: medium low high\n\n"
               "# Valid channels: analysis, commentary, final. Channel must be included for every message.")
     for piece in regex.findall(PATTERN, system + " # Instructions\n\n"):
         count[piece] += 3000
     return Counter({piece: n for piece,
-                    n in count.items() if n >= 60 and piece.strip(" '\"").lower() not in tasks.WORDS})
+                    n in count.items() if n >= 60 and piece.strip(" '\"").lower() not in words.WORDS})
 
 
 def grow(count):

@@ -126,8 +126,8 @@ def test_dot_mxfp4(B):
 
 @pytest.mark.parametrize("byte", range(256))
 def test_scales(byte):
-    """Every scale byte, in the loop over eight blocks and in the rest: 2^-127 is subnormal, the greatest overflow to inf as in NumPy, 255 makes all
-    nan, zeros too."""
+    """Every scale byte, in the loop over eight blocks and in the rest: 2^-127 is subnormal, the greatest overflow to
+    inf as in NumPy, 255 makes all nan, zeros too."""
     rng = np.random.default_rng(byte)
     for B in (1, 9):
         blocks, scales = frozen(rng.integers(0, 256, (2, B, 16), np.uint8), np.full((2, B), byte, np.uint8))
