@@ -215,7 +215,7 @@ def main():
               f"answer; {alarms} right first attempts of {args.each * len(args.tasks)} were doubted.")
         if checkless:
             n = len(checkless) * args.each
-            checked = sum(right for (task, effort), (right, *_) in results.items() if effort == "high" and task != "chat")
+            checked = sum(results[task, "high"][0] for task in args.tasks if task != "chat")
             print(f"\nThe same without the check (the thought cut before it, chat left out): "
                   f"{percent(sum(f.result() for f in checkless), n)}, with it {percent(checked, n)}.")
         if calls:

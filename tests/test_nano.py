@@ -419,7 +419,8 @@ def test_held_out_accuracy(shipped, tokenizer, effort, floor):
 
 @pytest.mark.parametrize("effort", tasks.EFFORTS)
 def test_the_calculator_is_used_where_it_is_offered(shipped, tokenizer, effort):
-    right = [evaluate.call(shipped, tokenizer, task, effort, each=3) for task in ("sum", "difference", "product", "story")]
+    kinds = "sum", "difference", "product", "story"
+    right = [evaluate.call(shipped, tokenizer, task, effort, each=3) for task in kinds]
     assert sum(right) >= 11, right
 
 
@@ -427,8 +428,8 @@ def test_slips_are_recovered_and_checks_help(shipped, tokenizer):
     """The model card: nine of ten planted slips end in the right answer; without the check they would not."""
     right, n = evaluate.recover(shipped, tokenizer, "product", 20)
     assert n == 20 and right >= 15
-    checked = evaluate.measure(shipped, tokenizer, "difference", "high", each=30)[0]
-    assert evaluate.unchecked(shipped, tokenizer, "difference", 30) <= checked
+    checked = evaluate.measure(shipped, tokenizer, "count", "high", each=20)[0]
+    assert evaluate.unchecked(shipped, tokenizer, "count", 20) <= checked - 5
 
 
 @pytest.mark.parametrize("task, less, more", [("sum", "low", "medium"), ("product", "medium", "high")])
