@@ -145,8 +145,8 @@ def picture(results, each, path):
 def unchecked(model, tokenizer, task, each):
     """High effort without the check: the thought is cut where the check would begin, and the answer asked for."""
     special, encode = tokenizer.special_tokens, tokenizer.encode
-    answer_now = [special["<|end|>"], special["<|start|>"], *encode("assistant"), special["<|channel|>"],
-                  *encode("final"), special["<|message|>"]]
+    answer_now = [special["<|end|>"], *harmony.render([], tokenizer), special["<|channel|>"], *encode("final"),
+                  special["<|message|>"]]
     right, check = 0, encode("\nCheck")
     for problem, question in problems(task, each):
         said, tokens = [], prompt(tokenizer, question, "high")
@@ -204,7 +204,7 @@ def main():
         slipped = [pool.submit(job, recover, task, args.each) for task in args.tasks if task != "chat"]
         checkless = [pool.submit(job, unchecked, task, args.each) for task in args.tasks if task != "chat"]
         calls = [pool.submit(job, call, task, effort, args.each // 5) for effort in tasks.EFFORTS
-                 for task in ("sum", "difference", "product", "story") if task in args.tasks]
+                 for task in tasks.CALCULATED if task in args.tasks]
         for key, future in results.items():
             results[key] = future.result()
             print(*key, *results[key], file=sys.stderr, flush=True)

@@ -678,6 +678,9 @@ TASKS = {"sum": (Sum, 2), "difference": (Difference, 3), "product": (Product, 5)
          "weekday": (Weekday, 2), "story": (Story, 2), "chat": (Chat, 1)}
 
 
+CALCULATED = ("sum", "difference", "product", "story")      # those that have an expression for the calculator
+
+
 def draw(rng, task=None, split="train"):
     """A problem of a task (or of one drawn by weight) that is in the split "train" or "test"."""
     kind = TASKS[task or rng.choices(list(TASKS), [weight for _, weight in TASKS.values()])[0]][0]
@@ -752,7 +755,7 @@ def turn(rng, problem, setting, question=None, slips=True):
 
 def conversation(rng, setting):
     """Turns of training problems: mostly one, some two."""
-    task = rng.choice(("sum", "difference", "product", "story")) if setting.calculator and rng.random() < 0.7 else None
+    task = rng.choice(CALCULATED) if setting.calculator and rng.random() < 0.7 else None
     problem = draw(rng, task)
     turns = [turn(rng, problem, setting)]
     if rng.random() < 0.12:

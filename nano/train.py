@@ -317,7 +317,7 @@ def train(out, tokens=TOKENS, rows=12, length=640, seed=0, save_every=150, eval_
     """Trains until `tokens` are seen, resuming from out/checkpoint.pt if there is one. Returns the model.
 
     With several workers (processes of one torch.distributed group) each takes its share of a step's rows, and the
-    gradients are summed: the same steps as with one, up to the order of float32 sums.
+    gradients are summed: the step of one worker, but that the router loss is a mean over workers, not over all rows.
     """
     out = Path(out)
     tokenizer = tokenizers.load(out)
@@ -331,8 +331,8 @@ def train(out, tokens=TOKENS, rows=12, length=640, seed=0, save_every=150, eval_
         for optim, s in zip(optims, state["optimizers"], strict=True):
             optim.load_state_dict(s)
         first = state["step"]
-        lines = log.read_text().splitlines() if log.exists() and worker == 0 else []
-        if worker == 0:
+        if worker == 0 and log.exists():
+            lines = log.read_text().splitlines()
             log.write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] <= first))
     test = held_out_rows(tokenizer, length, 3) if eval_every and worker == 0 else []
     began, losses = time.perf_counter(), []
