@@ -20,9 +20,11 @@ from numba.extending import overload
 from threadpoolctl import ThreadpoolController
 
 from simd import (
+    E2M1_TWICE,
+    OFFSET,
     add,
     block_scales,
-    both_nibbles,
+    dot,
     first_to_float,
     fma,
     high_nibbles,
@@ -32,16 +34,17 @@ from simd import (
     load_f32x8,
     load_f32x16,
     load_i8x32,
-    load_i16x32,
     load_one_widened,
+    load_pair_f32x8,
+    load_pair_u8x8,
     load_u8x8,
-    load_u8x16,
     load_u8x32,
     load_widened,
     look_up,
+    look_up_offset,
     low_nibbles,
-    multiply_add,
     power_of_two,
+    prefetch,
     splat,
     spread_0_1,
     spread_2_3,
@@ -50,18 +53,24 @@ from simd import (
     store,
     sum_lanes,
     times,
+    times_256,
     to_float,
     to_whole,
-    zeros,
+    zeros_f32x8,
+    zeros_f32x16,
+    zeros_i32x8,
 )
 
 FEW = 4  # up to so many tokens the weights are streamed; above, they are widened tile by tile
 TILE = 96 * 2880  # numbers in a tile of weights: as float32 they fill a 1 MiB level-2 cache
+AHEAD = 2048  # bytes of packed weights between what is computed and what is fetched
+CODES = np.array(E2M1_TWICE, np.float32)
 SUMS = {"reassoc", "contract", "nsz"}  # sums in any order, so that their loops become vector code; inf and nan stay
 
 # Compiled code is kept on disk beside this file (__pycache__), so only the first run compiles. Numba compiles again
 # when this file changes, but knows nothing of simd.py: after editing that one, delete __pycache__.
 jit = njit(cache=True, nogil=True, fastmath=SUMS)
+inline_jit = njit(cache=True, nogil=True, fastmath=SUMS, forceinline=True)  # what a call would cost is felt
 parallel_jit = njit(cache=True, parallel=True, fastmath=SUMS)
 
 
@@ -92,11 +101,10 @@ def place(i, N):
     """Where element i of a row of N stands once unpacked: the 32 even ones of each two blocks, then their odd ones.
 
     Packed bytes hold an even element low and an odd one high. Unpacked two blocks at a time they come out in this
-    order, and it is cheaper to bring x into it once than each row of the weights out of it. What the loop of
-    `dot_mxfp4` over eight blocks leaves is unpacked block by block: 16 even ones, 16 odd ones.
+    order, and it is cheaper to bring x into it once than each row of the weights out of it. The last of an odd number
+    of blocks is unpacked by itself, element by element.
     """
-    first, half = (i // 64 * 64, 32) if i < N // 256 * 256 else (i // 32 * 32, 16)
-    return first + i % 2 * half + (i - first) // 2
+    return i if i >= N // 64 * 64 else i // 64 * 64 + i % 2 * 32 + i % 64 // 2
 
 
 @cache
@@ -108,23 +116,36 @@ def unpacked(N):
 
 
 @jit
-def round_to_int16(x, rounded, scales):
-    """x [J, N] -> rounded int16 [J, N], in the order of `place`, times scales [J, N/32].
+def round_to_int16(x, rounded, offsets, scales):
+    """x [J, N] -> integers n of 16 bits, times scales [J, N/32]; in the form that `dot_mxfp4` wants.
 
-    16 bits leave an error of 2e-5, where the bf16 of the official code leaves 4e-3. The half in the scale undoes the
-    doubling in `look_up`.
+    rounded int8 [J, 2, N]: n = 256 high + low in the order of `place`, a row's high bytes and then its low ones.
+    offsets float32 [J, N/32]: what each of a block's four sums in `two_blocks` has too much, on average. 16 bits are
+    2e-5 off, where the bf16 of the official code is 4e-3 off. The half in the scale undoes the doubling in
+    `look_up_offset`.
     """
     J, N = x.shape
+    most = np.float32(127 * 256 + 127)
     for j in range(J):
         for b in range(N // 32):
-            peak, broken = np.float32(0), np.float32(0)
+            peak, broken, total = np.float32(0), np.float32(0), 0
             for i in range(32 * b, 32 * b + 32):
                 peak = max(peak, abs(x[j, i]))
                 broken += x[j, i] * np.float32(0)  # nan if any is inf or nan, which max and integers would hide
-            steps = np.float32(0) if peak == 0 else np.float32(32767) / peak
+            steps = most / peak if peak > np.float32(1e-34) else np.float32(0)  # below, it would be infinite
             for i in range(32 * b, 32 * b + 32):
-                rounded[j, place(i, N)] = np.int16(np.rint(x[j, i] * steps))
-            scales[j, b] = peak / np.float32(32767) * np.float32(0.5) + broken
+                n = np.int32(np.rint(x[j, i] * steps))
+                high = (n + 128) >> 8
+                rounded[j, 0, place(i, N)], rounded[j, 1, place(i, N)] = high, n - 256 * high
+                total += n
+            offsets[j, b], scales[j, b] = -OFFSET / 4 * total, peak / most * np.float32(0.5) + broken
+
+
+def rounded_to_int16(x):
+    J, N = x.shape
+    arrays = np.empty((J, 2, N), np.int8), np.empty((J, N // 32), np.float32), np.empty((J, N // 32), np.float32)
+    round_to_int16(x, *arrays)
+    return arrays
 
 
 # ---- A few tokens: stream the weights -------------------------------------------------------------------------------
@@ -150,7 +171,7 @@ def stream_int8(x, values, scales, y):
     flat_x, flat_values = x.reshape(-1), values.reshape(-1)
     for m in prange(values.shape[0]):
         for t in range(T):
-            lanes = zeros()
+            lanes = zeros_f32x16()
             for b in range(whole):
                 w, at = load_i8x32(flat_values, m * N + 32 * b), t * N + 32 * b
                 block = times(first_to_float(w), load_f32x16(flat_x, at))
@@ -162,37 +183,46 @@ def stream_int8(x, values, scales, y):
             y[t, m] = total
 
 
-@jit
-def two_blocks(blocks, w_at, x, x_at):
-    """Packed blocks w_at and w_at + 1 times those of x at x_at -> int32[16]: eight sums of the one, eight of the other.
+@inline_jit
+def two_blocks(blocks, w_at, x, high, low):
+    """Packed blocks at w_at times the x whose bytes are at high and low -> float32[8]: four sums of the one block, four
+    of the other. Exact.
 
-    Exact: e2m1 doubled and int16 are integers.
+    Processors multiply bytes fastest, those of one factor with a sign and those of the other without. So x is 256 high
+    + low, and weights are doubled and 12 is added to them: the sums of a block have 12 times its x too much.
     """
-    packed = load_u8x32(blocks, 16 * w_at)
-    even = multiply_add(look_up(low_nibbles(packed)), load_i16x32(x, 32 * x_at))
-    odd = multiply_add(look_up(high_nibbles(packed)), load_i16x32(x, 32 * x_at + 32))
-    return add(even, odd)
+    packed = load_u8x32(blocks, w_at)
+    even, odd = look_up_offset(low_nibbles(packed)), look_up_offset(high_nibbles(packed))
+    sums = times_256(dot(zeros_i32x8(), even, load_i8x32(x, high), odd, load_i8x32(x, high + 32)))
+    return to_float(dot(sums, even, load_i8x32(x, low), odd, load_i8x32(x, low + 32)))
 
 
-@jit
-def dot_mxfp4(blocks, scales, row, x, x_scales, j, B):
-    """Row `row` of packed weights times row j of x, both of B blocks; blocks, scales, x and x_scales are flat.
+@inline_jit
+def dot_mxfp4(blocks, scales, row, x, offsets, x_scales, j, B):
+    """Row `row` of packed weights times row j of x (see round_to_int16), both of B blocks, an even number; all flat.
 
-    Most of a decoded token's time is spent here. The blocks' integer sums are scaled and added to 16 running sums,
-    which only the end of the row adds up. Eight blocks at a time, because eight scales cost no more than one.
+    Most of a decoded token's time is spent here. The blocks' sums are scaled and added to 2 x 8 running sums, which
+    only the end of the row adds up. Eight blocks at a time, because eight scales cost no more than one.
     """
-    total, w, c = zeros(), row * B, j * B
-    whole = B // 8 * 8
-    for b in range(0, whole, 8):
-        scale = block_scales(load_u8x8(scales, w + b), load_f32x8(x_scales, c + b))
-        total = fma(to_float(two_blocks(blocks, w + b, x, c + b)), spread_0_1(scale), total)
-        total = fma(to_float(two_blocks(blocks, w + b + 2, x, c + b + 2)), spread_2_3(scale), total)
-        total = fma(to_float(two_blocks(blocks, w + b + 4, x, c + b + 4)), spread_4_5(scale), total)
-        total = fma(to_float(two_blocks(blocks, w + b + 6, x, c + b + 6)), spread_6_7(scale), total)
-    for b in range(whole, B):
-        products = multiply_add(look_up(both_nibbles(load_u8x16(blocks, 16 * (w + b)))), load_i16x32(x, 32 * (c + b)))
-        total = fma(to_float(products), splat(e8m0(scales[w + b]) * x_scales[c + b]), total)
-    return sum_lanes(total)
+    total, other, quarter = zeros_f32x8(), zeros_f32x8(), zeros_f32x8()  # an addition waits for the one before
+    w, high, low, s = 16 * row * B, 64 * j * B, 64 * j * B + 32 * B, j * B
+    for b in range(0, B // 8 * 8, 8):
+        prefetch(blocks, w + AHEAD)  # the processor fetches ahead by itself, but not far enough
+        prefetch(blocks, w + AHEAD + 64)
+        scale = block_scales(load_u8x8(scales, row * B + b), load_f32x8(x_scales, s + b))
+        quarter = fma(scale, load_f32x8(offsets, s + b), quarter)
+        total = fma(two_blocks(blocks, w, x, high, low), spread_0_1(scale), total)
+        other = fma(two_blocks(blocks, w + 32, x, high + 64, low + 64), spread_2_3(scale), other)
+        total = fma(two_blocks(blocks, w + 64, x, high + 128, low + 128), spread_4_5(scale), total)
+        other = fma(two_blocks(blocks, w + 96, x, high + 192, low + 192), spread_6_7(scale), other)
+        w, high, low = w + 128, high + 256, low + 256
+    for b in range(B // 8 * 8, B, 2):
+        scale = block_scales(load_pair_u8x8(scales, row * B + b), load_pair_f32x8(x_scales, s + b))
+        sums = add(two_blocks(blocks, w, x, high, low), load_pair_f32x8(offsets, s + b))
+        total = fma(sums, scale, total)
+        w, high, low = w + 32, high + 64, low + 64
+    half = add(quarter, quarter)
+    return sum_lanes(add(add(total, other), add(half, half)))
 
 
 @jit
@@ -202,26 +232,28 @@ def swiglu(gate, up, limit):
 
 
 @parallel_jit
-def stream_gate_up(x, x_scales, chosen, blocks, scales, bias, limit, h):
+def stream_gate_up(x, offsets, x_scales, chosen, blocks, scales, bias, limit, h):
     """h [T * K, F]: for token t and its k-th expert, SwiGLU of rows 2f (gate) and 2f + 1 (up)."""
     T, K = chosen.shape
     F, B = h.shape[1], blocks.shape[2]
-    x, x_scales, blocks, scales = x.reshape(-1), x_scales.reshape(-1), blocks.reshape(-1), scales.reshape(-1)
+    x, offsets, x_scales = x.reshape(-1), offsets.reshape(-1), x_scales.reshape(-1)
+    blocks, scales = blocks.reshape(-1), scales.reshape(-1)
     for i in prange(T * K * F):
         j, f = i // F, i % F
         t, e = j // K, chosen[j // K, j % K]
         row = e * 2 * F + 2 * f
-        gate = dot_mxfp4(blocks, scales, row, x, x_scales, t, B) + widen(bias[e, 2 * f])
-        up = dot_mxfp4(blocks, scales, row + 1, x, x_scales, t, B) + widen(bias[e, 2 * f + 1])
+        gate = dot_mxfp4(blocks, scales, row, x, offsets, x_scales, t, B) + widen(bias[e, 2 * f])
+        up = dot_mxfp4(blocks, scales, row + 1, x, offsets, x_scales, t, B) + widen(bias[e, 2 * f + 1])
         h[j, f] = swiglu(gate, up, limit)
 
 
 @parallel_jit
-def stream_down(h, h_scales, chosen, weights, blocks, scales, bias, y):
+def stream_down(h, offsets, h_scales, chosen, weights, blocks, scales, bias, y):
     """y [T, N]: the down projections of each token's K experts, weighted and summed."""
     T, K = chosen.shape
     N, B = y.shape[1], blocks.shape[2]
-    h, h_scales, blocks, scales = h.reshape(-1), h_scales.reshape(-1), blocks.reshape(-1), scales.reshape(-1)
+    h, offsets, h_scales = h.reshape(-1), offsets.reshape(-1), h_scales.reshape(-1)
+    blocks, scales = blocks.reshape(-1), scales.reshape(-1)
     pieces = (N + 63) // 64  # of an expert's rows, read one after the other: row by row from K places was slower
     for i in prange(T * pieces):
         t, first = i // pieces, i % pieces * 64
@@ -230,8 +262,8 @@ def stream_down(h, h_scales, chosen, weights, blocks, scales, bias, y):
         for k in range(K):
             e = chosen[t, k]
             for n in range(first, last):
-                down = dot_mxfp4(blocks, scales, e * N + n, h, h_scales, t * K + k, B) + widen(bias[e, n])
-                y[t, n] += weights[t, k] * down
+                down = dot_mxfp4(blocks, scales, e * N + n, h, offsets, h_scales, t * K + k, B)
+                y[t, n] += weights[t, k] * (down + widen(bias[e, n]))
 
 
 # ---- Many tokens: widen a tile, multiply it by all of them ----------------------------------------------------------
@@ -257,7 +289,7 @@ def widen_mxfp4(blocks, scales, first, tile):
     """tile [rows, N] = rows first, first + 1, ... of flat packed weights in float32, in the order of `place`."""
     rows, N = tile.shape
     tile, B = tile.reshape(-1), N // 32
-    whole, half = B // 8 * 8, np.float32(0.5)  # half undoes the doubling in look_up
+    whole, half = B // 2 * 2, np.float32(0.5)  # half undoes the doubling in look_up
     for r in range(rows):
         w_at, at = (first + r) * B, r * N
         for b in range(0, whole, 2):
@@ -269,9 +301,9 @@ def widen_mxfp4(blocks, scales, first, tile):
             store(tile, at + 32 * b + 32, times(first_to_float(odd), one))
             store(tile, at + 32 * b + 48, times(last_to_float(odd), two))
         for b in range(whole, B):
-            w, one = look_up(both_nibbles(load_u8x16(blocks, 16 * (w_at + b)))), splat(e8m0(scales[w_at + b]) * half)
-            store(tile, at + 32 * b, times(first_to_float(w), one))
-            store(tile, at + 32 * b + 16, times(last_to_float(w), one))
+            for i in range(32):
+                code = blocks[16 * (w_at + b) + i // 2] >> np.uint8(i % 2 * 4) & np.uint8(15)
+                tile[at + 32 * b + i] = CODES[code] * (e8m0(scales[w_at + b]) * half)
 
 
 THREADS = numba.get_num_threads()
@@ -346,21 +378,17 @@ def linear(x, weight, bias=None):
 
 def experts(x, chosen, weights, layer, limit):
     """Mixture of experts: x [T, N] -> [T, N]; chosen, weights [T, K]. See gptoss.experts."""
-    few = len(x) <= FEW
-    return (stream_experts if few else tile_experts)(x, chosen, weights, layer, np.float32(limit))
+    pairs = layer.gate_up.blocks.shape[2] % 2 == layer.down.blocks.shape[2] % 2 == 0  # of blocks, which streaming wants
+    stream = pairs and len(x) <= FEW
+    return (stream_experts if stream else tile_experts)(x, chosen, weights, layer, np.float32(limit))
 
 
 def stream_experts(x, chosen, weights, layer, limit):
     T, N = x.shape
     J, F = chosen.size, layer.down.blocks.shape[2] * 32
-    rounded, scales = np.empty((T, N), np.int16), np.empty((T, N // 32), np.float32)
-    round_to_int16(x, rounded, scales)
-    h = np.empty((J, F), np.float32)
-    stream_gate_up(rounded, scales, chosen, *layer.gate_up, layer.gate_up_bias, limit, h)
-    rounded, scales = np.empty((J, F), np.int16), np.empty((J, F // 32), np.float32)
-    round_to_int16(h, rounded, scales)
-    y = np.empty((T, N), np.float32)
-    stream_down(rounded, scales, chosen, weights, *layer.down, layer.down_bias, y)
+    h, y = np.empty((J, F), np.float32), np.empty((T, N), np.float32)
+    stream_gate_up(*rounded_to_int16(x), chosen, *layer.gate_up, layer.gate_up_bias, limit, h)
+    stream_down(*rounded_to_int16(h), chosen, weights, *layer.down, layer.down_bias, y)
     return y
 
 
@@ -436,13 +464,13 @@ def look_at(queries, keys, values, a, b, row, P, p, peak, total, sums):
     """One step of one row: keys and values a to b - 1 join its peak, total and sums."""
     p[:] = -np.inf
     for s in range(a, b):
-        lanes = zeros()
+        lanes = zeros_f32x16()
         for d in range(0, P, 16):
             lanes = fma(load_f32x16(queries, row * P + d), load_f32x16(keys, s * P + d), lanes)
         p[s] = sum_lanes(lanes)
     new = max(peak[row], largest_lane(larger(load_f32x16(p, 0), load_f32x16(p, 16))))
     shrink = np.exp(peak[row] - new)  # what was summed so far was relative to the old peak
-    lanes = zeros()
+    lanes = zeros_f32x16()
     for s in range(0, KEYS, 16):
         e = exp(add(load_f32x16(p, s), splat(-new)))
         store(p, s, e)

@@ -2,8 +2,9 @@
 
 Numba turns a plain loop into vector instructions by itself where it can; it cannot for the 4-bit numbers of MXFP4. Here
 LLVM's own vectors become types that Numba code can pass around, and each operation is a function of a few lines. All
-but one are written in LLVM's generic operations, which it lowers to AVX2, AVX-512 or NEON alike. The exception is
-`look_up`: a shuffle of bytes on x86, and arithmetic that comes to the same elsewhere.
+but two are written in LLVM's generic operations, which it lowers to AVX2, AVX-512 or NEON alike. The exceptions are
+`look_up`, a shuffle of bytes, and `dot`, products of bytes: x86 has instructions for them that LLVM does not find by
+itself. Elsewhere generic operations come to the same.
 """
 
 from llvmlite import ir
@@ -35,9 +36,9 @@ def lowered(vector):
 
 
 u8x8, u8x16, u8x32 = Vector(types.uint8, 8), Vector(types.uint8, 16), Vector(types.uint8, 32)
-i8x32, i16x32, i32x16 = Vector(types.int8, 32), Vector(types.int16, 32), Vector(types.int32, 16)
+i8x32, i32x8 = Vector(types.int8, 32), Vector(types.int32, 8)
 f32x8, f32x16 = Vector(types.float32, 8), Vector(types.float32, 16)
-I32 = ir.IntType(32)
+I16, I32 = ir.IntType(16), ir.IntType(32)
 
 
 def constant(vector, values):
@@ -58,6 +59,23 @@ def call(builder, name, result, args):
     return builder.call(cgutils.get_or_insert_function(builder.module, function, name), args)
 
 
+def supported(context):
+    """The features ("+avx2", ...) of the processor that Numba compiles for."""
+    triple, cpu, features = context.codegen().magic_tuple()
+    return set(features.split(","))
+
+
+def zero(vector):
+    @intrinsic
+    def zeros(typing):
+        return vector(), lambda context, builder, signature, args: repeat(vector, 0)
+
+    return zeros
+
+
+zeros_i32x8, zeros_f32x8, zeros_f32x16 = zero(i32x8), zero(f32x8), zero(f32x16)
+
+
 # ---- Memory ---------------------------------------------------------------------------------------------------------
 
 
@@ -75,8 +93,26 @@ def loader(vector):
 
 
 # load_X(array, i): lanes i, i + 1, ... of a C-contiguous array, which must have that many.
-load_u8x8, load_u8x16, load_u8x32, load_i8x32 = loader(u8x8), loader(u8x16), loader(u8x32), loader(i8x32)
-load_i16x32, load_f32x8, load_f32x16 = loader(i16x32), loader(f32x8), loader(f32x16)
+load_u8x8, load_u8x32, load_i8x32 = loader(u8x8), loader(u8x32), loader(i8x32)
+load_f32x8, load_f32x16 = loader(f32x8), loader(f32x16)
+
+
+def pair_loader(vector):
+    @intrinsic
+    def load(typing, array, i):
+        def emit(context, builder, signature, args):
+            data = builder.gep(context.make_array(signature.args[0])(context, builder, args[0]).data, [args[1]])
+            two = ir.VectorType(data.type.pointee, 2)
+            v = builder.load(builder.bitcast(data, two.as_pointer()), align=1)
+            return lanes(builder, v, [0] * 4 + [1] * 4)
+
+        return vector(array, types.intp), emit
+
+    return load
+
+
+# four times the number at i, four times the one after it
+load_pair_u8x8, load_pair_f32x8 = pair_loader(u8x8), pair_loader(f32x8)
 
 
 def widened_loader(n):
@@ -118,88 +154,114 @@ def store(typing, array, i, v):
     return types.void(array, types.intp, f32x16), emit
 
 
+@intrinsic
+def prefetch(typing, array, i):
+    """Asks for the cache line with array[i], which may lie anywhere: what is not there is not fetched."""
+
+    def emit(context, builder, signature, args):
+        address = builder.gep(context.make_array(signature.args[0])(context, builder, args[0]).data, [args[1]])
+        function = ir.FunctionType(ir.VoidType(), [address.type, I32, I32, I32])
+        fetch = cgutils.get_or_insert_function(builder.module, function, "llvm.prefetch.p0")
+        builder.call(fetch, [address, I32(0), I32(3), I32(1)])  # to read, into all caches, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), emit
+
+
 # ---- Packed 4-bit codes ---------------------------------------------------------------------------------------------
 
 
 @intrinsic
 def low_nibbles(typing, packed):
     """32 bytes -> 32 codes from 0 to 15: the low half of each byte."""
-    return i8x32(u8x32), lambda context, builder, signature, args: builder.and_(args[0], repeat(u8x32, 15))
+    return u8x32(u8x32), lambda context, builder, signature, args: builder.and_(args[0], repeat(u8x32, 15))
 
 
 @intrinsic
 def high_nibbles(typing, packed):
     """32 bytes -> 32 codes from 0 to 15: the high half of each byte."""
-    return i8x32(u8x32), lambda context, builder, signature, args: builder.lshr(args[0], repeat(u8x32, 4))
-
-
-@intrinsic
-def both_nibbles(typing, packed):
-    """16 bytes -> 32 codes from 0 to 15: the low halves of all bytes, then the high ones."""
-
-    def emit(context, builder, signature, args):
-        low = builder.and_(args[0], repeat(u8x16, 15))
-        high = builder.lshr(args[0], repeat(u8x16, 4))
-        return builder.shuffle_vector(low, high, ir.Constant(ir.VectorType(I32, 32), list(range(32))))
-
-    return i8x32(u8x16), emit
+    return u8x32(u8x32), lambda context, builder, signature, args: builder.lshr(args[0], repeat(u8x32, 4))
 
 
 E2M1_TWICE = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]  # e2m1 doubled: integers
+OFFSET = 12
 
 
-@intrinsic
-def look_up(typing, codes):
-    """32 e2m1 codes -> 32 int8 numbers, twice what each code stands for."""
+def finder(vector, offset):
+    @intrinsic
+    def look_up(typing, codes):
+        def shuffle(context, builder, signature, args):  # one vpshufb: each code picks a byte of the table
+            table = constant(vector, [offset + n for n in E2M1_TWICE] * 2)
+            return call(builder, "llvm.x86.avx2.pshuf.b", lowered(vector), [table, args[0]])
 
-    def shuffle(context, builder, signature, args):  # one vpshufb: each code picks a byte of the table
-        table = constant(i8x32, E2M1_TWICE * 2)
-        return call(builder, "llvm.x86.avx2.pshuf.b", lowered(i8x32), [table, args[0]])
+        def arithmetic(context, builder, signature, args):  # 0 1 2 3 4 6 8 12 = n + max(n - 4, 0) + 2 max(n - 6, 0)
+            n, start = builder.and_(args[0], repeat(vector, 7)), repeat(vector, offset)
+            above = [call(builder, "llvm.usub.sat.v32i8", n.type, [n, repeat(vector, k)]) for k in (4, 6)]
+            magnitude = builder.add(builder.add(n, above[0]), builder.add(above[1], above[1]))
+            negative = builder.icmp_unsigned(">", args[0], repeat(vector, 7))
+            return builder.select(negative, builder.sub(start, magnitude), builder.add(start, magnitude))
 
-    def arithmetic(context, builder, signature, args):  # 0 1 2 3 4 6 8 12 = n + max(n - 4, 0) + 2 max(n - 6, 0)
-        zero = repeat(i8x32, 0)
-        n = builder.and_(args[0], repeat(i8x32, 7))
-        above = [call(builder, "llvm.smax.v32i8", n.type, [builder.sub(n, repeat(i8x32, k)), zero]) for k in (4, 6)]
-        magnitude = builder.add(builder.add(n, above[0]), builder.add(above[1], above[1]))
-        negative = builder.icmp_signed(">", args[0], repeat(i8x32, 7))
-        return builder.select(negative, builder.sub(zero, magnitude), magnitude)
+        def emit(context, *rest):
+            return (shuffle if "+avx2" in supported(context) else arithmetic)(context, *rest)
 
-    def emit(context, *rest):
-        triple, cpu, features = context.codegen().magic_tuple()  # of the processor that Numba compiles for
-        return (shuffle if "+avx2" in features else arithmetic)(context, *rest)
+        return vector(u8x32), emit
 
-    return i8x32(i8x32), emit
+    return look_up
+
+
+# 32 e2m1 codes -> 32 bytes, twice what each code stands for: with its sign, or with OFFSET added and so from 0 to 24.
+look_up, look_up_offset = finder(i8x32, 0), finder(u8x32, OFFSET)
 
 
 # ---- Arithmetic -----------------------------------------------------------------------------------------------------
 
 
 @intrinsic
-def multiply_add(typing, w, x):
-    """int8 w[32], int16 x[32] -> int32[16], w[2i] x[2i] + w[2i+1] x[2i+1] (vpmaddwd on x86)."""
+def dot(typing, total, w, x, v, y):
+    """int32 total[8], uint8 w[32] and v[32] up to 24, int8 x[32] and y[32] -> int32[8]: to lane i are added the four
+    products of w and x from 4i on, and the four of v and y. Exact."""
 
-    def emit(context, builder, signature, args):
-        wide = ir.VectorType(I32, 32)
-        products = builder.mul(builder.sext(args[0], wide), builder.sext(args[1], wide))
-        return builder.add(lanes(builder, products, range(0, 32, 2)), lanes(builder, products, range(1, 32, 2)))
+    def vnni(context, builder, signature, args):  # vpdpbusd: four products, their sum and its addition in one
+        total, w, x, v, y = args
+        name = "llvm.x86.avx512.vpdpbusd.256"
+        return call(builder, name, total.type, [call(builder, name, total.type, [total, w, x]), v, y])
 
-    return i32x16(i8x32, i16x32), emit
+    def avx2(context, builder, signature, args):  # vpmaddubsw: sums of two products, in int16; vpmaddwd: two of those
+        total, w, x, v, y = args
+        i16x16 = ir.VectorType(I16, 16)
+        pairs = [call(builder, "llvm.x86.avx2.pmadd.ub.sw", i16x16, factors) for factors in ([w, x], [v, y])]
+        ones = ir.Constant(i16x16, [1] * 16)
+        fours = call(builder, "llvm.x86.avx2.pmadd.wd", total.type, [builder.add(*pairs), ones])
+        return builder.add(total, fours)
+
+    def generic(context, builder, signature, args):  # in int16 too: a sum of eight products is at most 8 * 24 * 128
+        total, w, x, v, y = args
+        wide = ir.VectorType(I16, 32)
+        products = [builder.mul(builder.zext(a, wide), builder.sext(b, wide)) for a, b in ((w, x), (v, y))]
+        sums = builder.add(*products)
+        for n in (32, 16):
+            sums = builder.add(lanes(builder, sums, range(0, n, 2)), lanes(builder, sums, range(1, n, 2)))
+        return builder.add(total, builder.sext(sums, total.type))
+
+    def emit(context, *rest):
+        features = supported(context)
+        if {"+avx512vnni", "+avx512vl"} <= features:
+            return vnni(context, *rest)
+        return (avx2 if "+avx2" in features else generic)(context, *rest)
+
+    return i32x8(i32x8, u8x32, i8x32, u8x32, i8x32), emit
 
 
 @intrinsic
-def add(typing, a, b):
-    """a + b, int32[16] or float32[16] each."""
-
-    def emit(context, builder, signature, args):
-        return builder.fadd(*args) if signature.return_type == f32x16 else builder.add(*args)
-
-    return a(a, a), emit
+def times_256(typing, v):
+    """256 v, int32[8]."""
+    return i32x8(i32x8), lambda context, builder, signature, args: builder.shl(args[0], repeat(i32x8, 8))
 
 
 @intrinsic
 def to_float(typing, v):
-    """int32[16] -> float32[16]."""
-    return f32x16(i32x16), lambda context, builder, signature, args: builder.sitofp(args[0], lowered(f32x16))
+    """int32[8] -> float32[8]."""
+    return f32x8(i32x8), lambda context, builder, signature, args: builder.sitofp(args[0], lowered(f32x8))
 
 
 def half_to_float(picked):
@@ -250,16 +312,19 @@ def block_scales(typing, e, x):
 def spreader(i):
     @intrinsic
     def spread(typing, v):
-        def emit(context, builder, signature, args):
-            return lanes(builder, args[0], [i] * 8 + [i + 1] * 8)
-
-        return f32x16(f32x8), emit
+        return f32x8(f32x8), lambda context, builder, signature, args: lanes(builder, args[0], [i] * 4 + [i + 1] * 4)
 
     return spread
 
 
-# float32[8] -> float32[16]: eight times the one lane, eight times the other
+# float32[8] -> float32[8]: four times the one lane, four times the other
 spread_0_1, spread_2_3, spread_4_5, spread_6_7 = spreader(0), spreader(2), spreader(4), spreader(6)
+
+
+@intrinsic
+def add(typing, a, b):
+    """a + b, float32[8] or float32[16] each."""
+    return a(a, a), lambda context, builder, signature, args: builder.fadd(*args)
 
 
 @intrinsic
@@ -270,12 +335,12 @@ def times(typing, a, b):
 
 @intrinsic
 def fma(typing, a, b, c):
-    """a * b + c, rounded once, float32[16] each."""
+    """a * b + c, rounded once, float32[8] or float32[16] each."""
 
     def emit(context, builder, signature, args):
-        return call(builder, "llvm.fma.v16f32", args[0].type, args)
+        return call(builder, f"llvm.fma.v{args[0].type.count}f32", args[0].type, args)
 
-    return f32x16(f32x16, f32x16, f32x16), emit
+    return a(a, a, a), emit
 
 
 @intrinsic
@@ -303,27 +368,24 @@ def power_of_two(typing, n):
     """2^n for whole n from -126 to 127, float32[16]: n becomes the exponent. 0 for n = -127."""
 
     def emit(context, builder, signature, args):
-        exponent = builder.add(builder.fptosi(args[0], lowered(i32x16)), repeat(i32x16, 127))
-        return builder.bitcast(builder.shl(exponent, repeat(i32x16, 23)), lowered(f32x16))
+        sixteen = ir.VectorType(I32, 16)
+        exponent = builder.add(builder.fptosi(args[0], sixteen), ir.Constant(sixteen, [127] * 16))
+        return builder.bitcast(builder.shl(exponent, ir.Constant(sixteen, [23] * 16)), lowered(f32x16))
 
     return f32x16(f32x16), emit
 
 
 @intrinsic
-def zeros(typing):
-    return f32x16(), lambda context, builder, signature, args: repeat(f32x16, 0.0)
-
-
-@intrinsic
 def sum_lanes(typing, v):
-    """float32[16] -> their sum, in any order. Slow beside the others: once a row, not once a block."""
+    """float32[8] or [16] -> their sum, in any order. Slow beside the others: once a row, not once a block."""
 
     def emit(context, builder, signature, args):
         function = ir.FunctionType(ir.FloatType(), [ir.FloatType(), args[0].type])
-        reduce = cgutils.get_or_insert_function(builder.module, function, "llvm.vector.reduce.fadd.v16f32")
+        name = f"llvm.vector.reduce.fadd.v{args[0].type.count}f32"
+        reduce = cgutils.get_or_insert_function(builder.module, function, name)
         return builder.call(reduce, [ir.Constant(ir.FloatType(), 0.0), args[0]], fastmath=["reassoc"])
 
-    return types.float32(f32x16), emit
+    return types.float32(v), emit
 
 
 @intrinsic

@@ -74,15 +74,16 @@ def add_columns(a, b, slip=None):
 
 
 def subtract_columns(a, b, slip=None):
-    """523-187: 13-7=6 11-8=3 4-1=3 so 336 (a >= b; a one in front is borrowed from the next column)"""
+    """523-187: 3-7+10=6 2-8-1+10=3 5-1-1=3 so 336 (a >= b; ten is borrowed where it is needed, and paid back next)"""
     x, y, borrow, steps, out = digits(a), digits(b), 0, [], []
     at = slip.randrange(len(x)) if slip else None
     for i in range(len(x)):
-        top, low = x[i] - borrow, (y + [0] * len(x))[i]
-        borrow = int(top < low)
-        top += 10 * borrow
-        value, shown = wrong(top - low, slip, 9) if i == at else (top - low, top - low)
-        steps.append(f"{top}-{low}={shown}")
+        low = (y + [0] * len(x))[i]
+        total, step = x[i] - low - borrow, f"{x[i]}-{low}" + "-1" * borrow
+        borrow = int(total < 0)
+        total += 10 * borrow
+        value, shown = wrong(total, slip, 9) if i == at else (total, total)
+        steps.append(step + "+10" * borrow + f"={shown}")
         out.append(value)
     result = int("".join(str(d) for d in reversed(out)))
     return f"{a}-{b}: {' '.join(steps)} so {result}", result
@@ -384,7 +385,6 @@ class Compare(Problem):
 
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def word(rng):
@@ -449,22 +449,18 @@ class Count(Letters):
             out += f"{c}({count})" if c == self.letter else c
         return f'"{out}" so {count}', count
 
-    def find(self, slip=None):
-        """r at 3 8 9 so 3: the numbers of the letters that are the one. A slip leaves one out, or takes one more."""
-        at = [i for i, c in enumerate(self.text, 1) if c == self.letter]
-        shown, end = [str(i) for i in at], "so"
-        if slip:
-            wrong_at = slip.randint(1, len(self.text))
-            k = sum(i < wrong_at for i in at)
-            if wrong_at not in at:
-                shown.insert(k, f"{SLIP}{wrong_at}{END}")
-            else:                               # what comes next comes too early: that is the planted part
-                del shown[k]
-                if k < len(shown):
-                    shown[k] = f"{SLIP}{shown[k]}{END}"
-                else:
-                    end = f"{SLIP}so{END}"
-        return f"{self.letter} at {' '.join([*shown, end, str(len(shown))])}", len(shown)
+    def numbered_walk(self, slip=None):
+        """1s2t3r(1)4a5w6b7e8r(2)9r(3)10y so 3. A slip overlooks a letter, or counts a wrong one."""
+        at = slip.randint(1, len(self.text)) if slip else None
+        count, out, early = 0, "", False
+        for i, c in enumerate(self.text, 1):
+            out += f"{SLIP}{i}{END}{c}" if early else f"{i}{c}"     # what follows an overlooked letter comes too early
+            hit = (c == self.letter) != (i == at)
+            early = i == at and not hit
+            if hit:
+                count += 1
+                out += f"{SLIP}({END}{count})" if i == at else f"({count})"
+        return f"{out} {SLIP + 'so' + END if early else 'so'} {count}", count
 
     def medium(self):
         return f"{self.letter} in {self.walk(self.text)[0]}"
@@ -473,7 +469,7 @@ class Count(Letters):
         def check(count):
             text, other = self.walk(self.text[::-1])
             return f"back {text}. {verdict(other, count)}", other == count
-        return f"{numbered(enumerate(self.text, 1))}\n" + attempts(self.find, check, self.find, slip)
+        return f"{self.letter} in " + attempts(self.numbered_walk, check, self.numbered_walk, slip)
 
 
 class Reverse(Letters):
@@ -534,11 +530,12 @@ class Sort(Letters):
         """Insertion, one after the other: ;b;ab;abn;aabn"""
         return f'"{self.text}"' + "".join(f";{''.join(sorted(self.text[:i]))}" for i in range(1, len(self.text) + 1))
 
-    def insert(self, slip=None):
+    @staticmethod
+    def insert(letters, slip=None):
         """+b;b+a;ab+n;abn, the same with what is inserted. A slip puts one into the wrong place."""
         out, text = [], ""
-        at = slip.randrange(1, len(self.text)) if slip and len(self.text) > 1 else None
-        for i, c in enumerate(self.text):
+        at = slip.randrange(1, len(letters)) if slip and len(letters) > 1 else None
+        for i, c in enumerate(letters):
             k = next((j for j, x in enumerate(out) if x > c), i)
             if i == at:
                 k = slip.choice([j for j in range(len(out) + 1) if j != k])
@@ -548,10 +545,13 @@ class Sort(Letters):
         return f'{text} so "{value}"', value
 
     def high(self, slip):
-        def check(value):                       # by counting each, from the smallest
-            found = "".join(f"{c}({self.text.count(c)})" for c in sorted(set(self.text)))
-            return f'"{found}" so "{self.value}". {verdict(quote(self.value), quote(value))}', self.value == value
-        return f'"{self.text}"\n' + attempts(self.insert, check, self.insert, slip)
+        def check(value):                       # the same from the last to the first
+            text, other = self.insert(self.text[::-1])
+            return f"back {text}. {verdict(quote(other), quote(value))}", other == value
+
+        def first(slip):
+            return self.insert(self.text, slip)
+        return f'"{self.text}"\n' + attempts(first, check, lambda: first(None), slip)
 
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")

@@ -16,6 +16,7 @@ import numba
 import numpy as np
 import pytest
 from numba import njit
+from numba.core.registry import cpu_target
 
 import gptoss
 import kernels
@@ -84,44 +85,63 @@ def as_unpacked(x):
 
 
 def test_place_and_unpacked():
-    """Of each eight blocks two at a time, their even elements and then their odd ones; what is left one at a time."""
-    for B in (1, 2, 7, 8, 9, 17):
-        expected, first = [], 0
-        while first < 32 * B:
-            last = first + (64 if first < B // 8 * 256 else 32)
-            expected += [*range(first, last, 2), *range(first + 1, last, 2)]
-            first = last
+    """Of each two blocks the even elements and then the odd ones; a last one that is left stays as it is."""
+    for B in (1, 2, 7, 8, 9, 18):
+        expected = []
+        for first in range(0, B // 2 * 64, 64):
+            expected += [*range(first, first + 64, 2), *range(first + 1, first + 64, 2)]
+        expected += range(B // 2 * 64, 32 * B)
         assert unpacked(32 * B).tolist() == expected
         assert [expected[place(i, 32 * B)] for i in range(32 * B)] == list(range(32 * B))
 
 
-@pytest.mark.parametrize("B", [1, 3, 8, 9])
+def in_bytes(n):
+    """Integers n [J, N] as dot_mxfp4 gets them: bytes, high ones and low ones, and the offsets; both flat."""
+    offsets = -3 * n.reshape(len(n), -1, 32).sum(axis=-1)
+    n = as_unpacked(n)
+    high = (n + 128) // 256
+    return np.stack([high, n - 256 * high], axis=1).astype(np.int8).reshape(-1), offsets.astype(np.float32).reshape(-1)
+
+
+@pytest.mark.parametrize("B", [2, 6, 8, 10])
 def test_look_up_and_nibbles(B):
     """All 256 bytes, at scale 1: the low nibble is the even element. One-hot tokens read single weights."""
     blocks = frozen(np.arange(256 * B, dtype=np.uint16).astype(np.uint8).reshape(16, B, 16))
     scales = frozen(np.full((16, B), 127, np.uint8))
     expected = dequantize(MXFP4(blocks, scales))  # [16, 32 B]
     assert set(expected.reshape(-1)) == {0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.5, -1, -1.5, -2, -3, -4, -6}
-    for n, row in itertools.product(range(32 * B), range(16)):
-        x = np.zeros(32 * B, np.int16)
-        x[place(n, 32 * B)] = 32767
-        found = kernels.dot_mxfp4(blocks.reshape(-1), scales.reshape(-1), row, x, np.full(B, 0.5, np.float32), 0, B)
-        assert found == 32767 * expected[row, n]
+    halves = np.full(B, 0.5, np.float32)
+    for n, value in itertools.product(range(32 * B), (32639, -129)):
+        x, offsets = in_bytes(value * (np.arange(32 * B)[None] == n))
+        found = [kernels.dot_mxfp4(blocks.reshape(-1), scales.reshape(-1), row, x, offsets, halves, 0, B)
+                 for row in range(16)]
+        assert np.array_equal(found, value * expected[:, n])
 
 
-@pytest.mark.parametrize("B", [1, 2, 7, 8, 9, 17, 90])
+@pytest.mark.parametrize("B", [2, 4, 6, 8, 10, 16, 18, 90])
 def test_dot_mxfp4(B):
-    """Rows of x and of the weights are picked by number. With one scale for all and x below 2^24 / (32 * 6 B), every
+    """Rows of x and of the weights are picked by number. With one scale for all and x below 2^24 / (32 * 24 B), every
     sum is an integer or a half below 2^24 and the result exact."""
     rng = np.random.default_rng(B)
-    peak = min(32767, 2**24 // (32 * 6 * B) // 2)
-    x = rng.integers(-peak, peak + 1, (3, 32 * B)).astype(np.int16)
-    x_scales = np.full((3, B), 0.5, np.float32)
+    peak = 2**24 // (32 * 24 * B)
+    n = rng.integers(-peak, peak + 1, (3, 32 * B))
+    x, offsets = in_bytes(n)
+    x_scales = np.full(3 * B, 0.5, np.float32)
     w = mxfp4(rng, 4, 32 * B, low=127, high=128)
     for row, j in itertools.product(range(4), range(3)):
-        found = kernels.dot_mxfp4(w.blocks.reshape(-1), w.scales.reshape(-1), row, as_unpacked(x).reshape(-1),
-                                  x_scales.reshape(-1), j, B)
-        assert found == dequantize(w)[row].astype(np.float64) @ x[j]
+        found = kernels.dot_mxfp4(w.blocks.reshape(-1), w.scales.reshape(-1), row, x, offsets, x_scales, j, B)
+        assert found == dequantize(w)[row].astype(np.float64) @ n[j]
+
+
+def test_dot_mxfp4_at_its_largest():
+    """Every product as large as it can be, of either sign: nothing overflows on its way, in 8, 16 or 32 bits."""
+    B, halves = 10, np.full(10, 0.5, np.float32)
+    scales = np.full(B, 127, np.uint8)
+    for byte, n in itertools.product((0x77, 0xFF, 0x7F), (32639, -32639, 127, -128, 128)):  # 6 6, -6 -6, -6 6
+        blocks = np.full(16 * B, byte, np.uint8)
+        x, offsets = in_bytes(np.full((1, 32 * B), n))
+        expected = dequantize(MXFP4(blocks.reshape(B, 16), scales)).astype(np.float64).sum() * n
+        assert kernels.dot_mxfp4(blocks, scales, 0, x, offsets, halves, 0, B) == expected
 
 
 @pytest.mark.parametrize("byte", range(256))
@@ -129,19 +149,22 @@ def test_scales(byte):
     """Every scale byte, in the loop over eight blocks and in the rest: 2^-127 is subnormal, the greatest overflow to
     inf as in NumPy, 255 makes all nan, zeros too."""
     rng = np.random.default_rng(byte)
-    for B in (1, 9):
+    for B in (2, 9, 10):
         blocks, scales = frozen(rng.integers(0, 256, (2, B, 16), np.uint8), np.full((2, B), byte, np.uint8))
         with np.errstate(over="ignore", invalid="ignore"):
             expected = dequantize(MXFP4(blocks, scales))
         tile = np.empty((2, 32 * B), np.float32)
         kernels.widen_mxfp4(blocks.reshape(-1), scales.reshape(-1), 0, tile)
         assert np.array_equal(tile, as_unpacked(expected), equal_nan=True)
-        x = rng.integers(-3, 4, 32 * B).astype(np.int16)
-        ones = np.full(B, 0.5, np.float32)
-        found = kernels.dot_mxfp4(blocks.reshape(-1), scales.reshape(-1), 1, x, ones, 0, B)
-        units = as_unpacked(dequantize(MXFP4(blocks, np.full_like(scales, 127))))[1]
-        if byte < 242:  # no sum of 288 products up to 6 * 3 overflows, in any order
-            assert found == np.ldexp(units.astype(np.float64) @ x, byte - 127)
+        if B % 2:
+            continue
+        n = rng.integers(-3, 4, (1, 32 * B))
+        x, offsets = in_bytes(n)
+        halves = np.full(B, 0.5, np.float32)
+        found = kernels.dot_mxfp4(blocks.reshape(-1), scales.reshape(-1), 1, x, offsets, halves, 0, B)
+        units = dequantize(MXFP4(blocks, np.full_like(scales, 127)))[1]
+        if byte < 240:  # no sum of 320 products up to 12 * 3 overflows, in any order
+            assert found == np.ldexp(units.astype(np.float64) @ n[0], byte - 127)
             assert byte or found  # a scale of 0 would pass for 2^-127 if the sum were 0 by chance
         else:
             assert byte < 255 or np.isnan(found)
@@ -171,31 +194,35 @@ def test_widen_int8_with_a_short_last_block():
     assert np.array_equal(tile, (weight.values * np.repeat(weight.scales, 32, axis=1)[:, :75])[5:])
 
 
+def rounded(x):
+    """What round_to_int16 makes of x [J, N], as x stands: integers [J, N], offsets and scales [J, N/32]."""
+    parts, offsets, scales = kernels.rounded_to_int16(x)
+    n = 256 * parts[:, 0].astype(np.int64) + parts[:, 1]
+    return n[:, [place(i, x.shape[1]) for i in range(x.shape[1])]], offsets, scales
+
+
 @pytest.mark.parametrize("size", [1e-30, 1e-3, 1, 1e4, 1e30])
 def test_round_to_int16(size):
-    """To the nearest of 65,535 steps: half a step off, and 0.004 for float32's rounding of a number near 32,767."""
-    rng = np.random.default_rng(1)
+    """To the nearest of 65,279 steps: half a step off, and 0.004 for float32's rounding of a number near 32,639."""
+    rng, most = np.random.default_rng(1), 127 * 256 + 127
     x = normal(rng, 5, 96) * np.float32(size)
     x[2, 32:64] = 0
     x[3, 5] = 100 * size
-    rounded, scales = np.empty((5, 96), np.int16), np.empty((5, 3), np.float32)
-    kernels.round_to_int16(x, rounded, scales)
-    rounded = rounded[:, [place(i, 96) for i in range(96)]]  # as x stands
-    blocks = x.reshape(5, 3, 32).astype(np.float64)
+    n, offsets, scales = rounded(x)
+    blocks, n = x.reshape(5, 3, 32).astype(np.float64), n.reshape(5, 3, 32)
     peak = np.abs(blocks).max(-1)
-    assert np.array_equal(np.abs(rounded).reshape(5, 3, 32).max(-1), np.where(peak > 0, 32767, 0))
-    np.testing.assert_allclose(scales, peak / 32767 / 2, rtol=4 * U)
-    error = rounded.reshape(5, 3, 32) * (peak / 32767)[..., None] - blocks
-    assert (np.abs(error) <= 0.504 * peak[..., None] / 32767).all()
-    np.testing.assert_array_equal(rounded[2, 32:64], 0)
+    assert np.array_equal(np.abs(n).max(-1), np.where(peak > 0, most, 0))
+    np.testing.assert_allclose(scales, peak / most / 2, rtol=4 * U)
+    assert np.array_equal(offsets, -3 * n.sum(-1))
+    error = n * (peak / most)[..., None] - blocks
+    assert (np.abs(error) <= 0.504 * peak[..., None] / most).all()
+    np.testing.assert_array_equal(n[2, 1], 0)
 
 
 def test_round_to_int16_of_almost_nothing():
-    """Where 32767 / peak overflows the integers mean nothing, but they are finite and their scale makes them vanish."""
-    x = np.full((1, 32), 1e-40, np.float32)
-    rounded, scales = np.empty((1, 32), np.int16), np.empty((1, 1), np.float32)
-    kernels.round_to_int16(x, rounded, scales)
-    assert 0 <= scales[0, 0] * 32768 * 2 <= 1.1e-40
+    """Where 32639 / peak would overflow all is taken for 0."""
+    n, offsets, scales = rounded(np.full((1, 32), 1e-40, np.float32))
+    assert not n.any() and not offsets.any() and 0 <= scales[0, 0] <= 1e-44
 
 
 def test_swiglu():
@@ -271,9 +298,9 @@ def test_linear_of_mapped_rows_and_strided_x(tmp_path):
 
 
 # ---- experts --------------------------------------------------------------------------------------------------------
-# Few tokens: x and then h are rounded to int16 with a step of 1/32767 of their block's peak. An error of at most half a
+# Few tokens: x and then h are rounded to int16 with a step of 1/32639 of their block's peak. An error of at most half a
 # step, evenly spread, is step / sqrt(12); a peak is at most sqrt(32) of its block's root mean square. So each rounding
-# leaves at most sqrt(32) / 32767 / sqrt(12) = 5e-5 of the norm. The first is at most doubled on its way through SwiGLU
+# leaves at most sqrt(32) / 32639 / sqrt(12) = 5e-5 of the norm. The first is at most doubled on its way through SwiGLU
 # (a product of two factors that both depend on x): sqrt(2^2 + 1) * 5e-5.
 FEW_TOLERANCE = 1.1e-4
 
@@ -288,7 +315,8 @@ def expert_layer(rng, E, N, F, **scales):
                            down=mxfp4(rng, E, N, F, **scales), down_bias=bf16(rng, E, N))
 
 
-EXPERTS = [(32, 64, 3, 2), (64, 32, 2, 1), (96, 64, 7, 4), (160, 96, 5, 3), (64, 416, 6, 6), (2880, 1440, 3, 2)]
+EXPERTS = [(32, 64, 3, 2), (64, 32, 2, 1), (96, 64, 7, 4), (160, 96, 5, 3),  # an odd number of blocks: never streamed
+           (192, 64, 7, 4), (320, 128, 5, 3), (64, 832, 6, 6), (2880, 1408, 3, 2)]
 
 
 @pytest.mark.parametrize(("N", "F", "E", "K"), EXPERTS)
@@ -305,9 +333,9 @@ def test_experts(N, F, E, K):
 @pytest.mark.parametrize("T", TOKENS)
 def test_experts_one_for_all_and_some_for_none(T):
     rng = np.random.default_rng(T)
-    layer = expert_layer(rng, 6, 96, 64)
-    x, weights = normal(rng, T, 96), np.tile(np.float32([0.7, 0.3]), (T, 1))
-    tolerance = FEW_TOLERANCE if T <= FEW else many_tolerance(96, 64)
+    layer = expert_layer(rng, 6, 192, 64)
+    x, weights = normal(rng, T, 192), np.tile(np.float32([0.7, 0.3]), (T, 1))
+    tolerance = FEW_TOLERANCE if T <= FEW else many_tolerance(192, 64)
     for pick in ([0, 5], [5, 0], [3, 2]):
         chosen = np.tile(pick, (T, 1))
         found, expected = (o.experts(x, chosen, weights, layer, 7.0) for o in (kernels, gptoss))
@@ -320,11 +348,11 @@ def test_experts_one_for_all_and_some_for_none(T):
 def test_experts_clamp(limit):
     """Gate above, up on both sides: most of them at the limit, or none."""
     rng = np.random.default_rng(6)
-    layer = expert_layer(rng, 3, 96, 64)
+    layer = expert_layer(rng, 3, 192, 64)
     for T in (2, 9):
-        x, (chosen, weights) = 3 * normal(rng, T, 96), gptoss.route(normal(rng, T, 3), 2)
+        x, (chosen, weights) = 3 * normal(rng, T, 192), gptoss.route(normal(rng, T, 3), 2)
         found, expected = (o.experts(x, chosen, weights, layer, limit) for o in (kernels, gptoss))
-        close(found, expected, FEW_TOLERANCE if T <= FEW else many_tolerance(96, 64))
+        close(found, expected, FEW_TOLERANCE if T <= FEW else many_tolerance(192, 64))
 
 
 def test_experts_at_the_edges_of_tiles(monkeypatch):
@@ -340,7 +368,7 @@ def test_experts_at_the_edges_of_tiles(monkeypatch):
 def test_experts_at_odd_addresses():
     """Bytes have no alignment: packed weights may begin anywhere in a file."""
     rng = np.random.default_rng(8)
-    layer = expert_layer(rng, 3, 96, 64)
+    layer = expert_layer(rng, 3, 192, 64)
     moved = SimpleNamespace(**vars(layer))
     for field in ("gate_up", "down"):
         parts = []
@@ -351,7 +379,7 @@ def test_experts_at_odd_addresses():
             assert parts[-1].ctypes.data % 2
         setattr(moved, field, MXFP4(*parts))
     for T in (3, 9):
-        x, (chosen, weights) = normal(rng, T, 96), gptoss.route(normal(rng, T, 3), 2)
+        x, (chosen, weights) = normal(rng, T, 192), gptoss.route(normal(rng, T, 3), 2)
         found, expected = (kernels.experts(x, chosen, weights, w, 7.0) for w in (moved, layer))
         assert np.array_equal(found, expected)
 
@@ -360,7 +388,7 @@ def test_experts_at_odd_addresses():
 def test_experts_do_not_hide_nan(T):
     """A scale byte of 255 in either projection, or a broken x, shows in every output that depends on it, only there."""
     rng = np.random.default_rng(9)
-    layer = expert_layer(rng, 3, 64, 96)
+    layer = expert_layer(rng, 3, 64, 192)
 
     def broken(weight, row):
         scales = weight.scales.copy()
@@ -492,10 +520,10 @@ def test_attention_over_the_cache(dtype):
 def all_operations():
     """{name: result} of every operation and path, for fixed inputs."""
     rng = np.random.default_rng(15)
-    weight, layer, sinks = bf16(rng, 133, 96), expert_layer(rng, 5, 96, 64), bf16(rng, 6)
+    weight, layer, sinks = bf16(rng, 133, 192), expert_layer(rng, 5, 192, 64), bf16(rng, 6)
     results = {}
     for T in (1, 3, 9):
-        x, (chosen, weights) = normal(rng, T, 96), gptoss.route(normal(rng, T, 5), 2)
+        x, (chosen, weights) = normal(rng, T, 192), gptoss.route(normal(rng, T, 5), 2)
         results[f"linear, bf16, {T}"] = kernels.linear(x, weight)
         results[f"linear, int8, {T}"] = kernels.linear(x, quantize_int8(weight))
         results[f"experts, {T}"] = kernels.experts(x, chosen, weights, layer, 7.0)
@@ -506,13 +534,14 @@ def all_operations():
 
 def exact_dots():
     """dot_mxfp4 and widen_mxfp4 where both are exact (see test_dot_mxfp4): the same bits from any instructions."""
-    rng, peak = np.random.default_rng(16), 2**24 // (96 * 6) // 2
-    w, x = mxfp4(rng, 64, 96, low=127, high=128), rng.integers(-peak, peak + 1, (64, 96)).astype(np.int16)
-    ones, tile = np.ones(64 * 3, np.float32), np.empty((64, 96), np.float32)
+    rng, B = np.random.default_rng(16), 4
+    peak = 2**24 // (32 * 24 * B)
+    w, n = mxfp4(rng, 64, 32 * B, low=127, high=128), rng.integers(-peak, peak + 1, (64, 32 * B))
+    (x, offsets), halves, tile = in_bytes(n), np.full(64 * B, 0.5, np.float32), np.empty((64, 32 * B), np.float32)
     blocks, scales = w.blocks.reshape(-1), w.scales.reshape(-1)
     kernels.widen_mxfp4(blocks, scales, 0, tile)
-    dots = [kernels.dot_mxfp4(blocks, scales, j, x.reshape(-1), ones, j, 3) for j in range(64)]
-    exact = 2 * np.einsum("jn,jn->j", as_unpacked(dequantize(w)).astype(np.float64), x)
+    dots = [kernels.dot_mxfp4(blocks, scales, j, x, offsets, halves, j, B) for j in range(64)]
+    exact = np.einsum("jn,jn->j", dequantize(w).astype(np.float64), n)
     assert np.array_equal(dots, exact) and np.array_equal(tile, as_unpacked(dequantize(w)))
     return {"dots": np.float32(dots), "tile": tile}
 
@@ -520,7 +549,8 @@ def exact_dots():
 def assembly():
     """What dot_mxfp4 is compiled to here and now (a function from the cache does not say)."""
     dot = njit(fastmath=kernels.SUMS)(kernels.dot_mxfp4.py_func)
-    dot(np.zeros(32, np.uint8), np.zeros(2, np.uint8), 0, np.zeros(64, np.int16), np.zeros(2, np.float32), 0, 2)
+    zeros = np.zeros(2, np.float32)
+    dot(np.zeros(32, np.uint8), np.zeros(2, np.uint8), 0, np.zeros(128, np.int8), zeros, zeros, 0, 2)
     return "\n".join(dot.inspect_asm().values())
 
 
@@ -557,14 +587,25 @@ def test_same_result_with_any_number_of_threads(tmp_path):
         numba.set_num_threads(before)
 
 
-def test_processor_without_a_byte_shuffle(tmp_path):
-    """look_up's two ways: one vpshufb where there is AVX2, arithmetic elsewhere, as compiled for a plain processor."""
+PROCESSORS = {  # NUMBA_CPU_NAME, NUMBA_CPU_FEATURES, instructions that dot_mxfp4 has, and that it has not
+    "plain": ("generic", "", [], ["pshufb", "ymm"]),
+    "AVX2": ("haswell", "+avx,+avx2,+fma,+f16c,+bmi,+bmi2", ["vpshufb", "vpmaddubsw", "vpmaddwd"], ["vpdpbusd", "zmm"]),
+}
+
+
+@pytest.mark.parametrize("kind", PROCESSORS)
+def test_other_processors(kind, tmp_path):
+    """look_up and dot have a way for each kind of processor. All come to the same, as compiled for the lesser ones."""
+    name, features, has, has_not = PROCESSORS[kind]
+    ours = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
+    if kind == "AVX2" and "+avx2" not in ours:
+        assert "pshufb" not in assembly()  # this processor cannot run it, and does not
+        return
     here = all_operations() | exact_dots()
-    there, plain = elsewhere(tmp_path / "plain.npz", NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="")
-    assert "pshufb" not in plain and "ymm" not in plain
-    from numba.core.registry import cpu_target
-    assert ("vpshufb" in assembly()) == ("+avx2" in cpu_target.target_context.codegen().magic_tuple()[2])
+    there, code = elsewhere(tmp_path / "there.npz", NUMBA_CPU_NAME=name, NUMBA_CPU_FEATURES=features)
+    assert all(x in code for x in has) and not any(x in code for x in has_not)
+    assert ("vpdpbusd" in assembly()) == ({"+avx512vnni", "+avx512vl"} <= set(ours))
     for name in ("dots", "tile"):
         assert np.array_equal(here[name], there[name])
     for name in here:  # the order of sums differs with the width of vectors
-        close(there[name], here[name], 2 * U * (2 * np.sqrt(96) + np.sqrt(64)))
+        close(there[name], here[name], 2 * U * (2 * np.sqrt(192) + np.sqrt(64)))
