@@ -6,7 +6,7 @@
 
 A rung is a function that multiplies one row of packed weights by x; all else is the same for all of them. Each is
 compared with the exact product before it is timed. The model uses nothing of this file: its own kernel is the rung
-"eight blocks at a time", imported from kernels.py. Letters: M rows, N weights a row, B = N/32 blocks a row, T tokens.
+"fetched ahead", imported from kernels.py. Letters: M rows, N weights a row, B = N/32 blocks a row, T tokens.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import math
 import sys
 import time
 from pathlib import Path
+from types import FunctionType
 from typing import NamedTuple
 
 import numba
@@ -25,6 +26,7 @@ from threadpoolctl import threadpool_limits
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import kernels  # noqa: E402
 from bench import machine  # noqa: E402
 from gptoss import E2M1, MXFP4, dequantize, widen  # noqa: E402
 from kernels import (  # noqa: E402
@@ -32,17 +34,16 @@ from kernels import (  # noqa: E402
     dot_mxfp4,
     e8m0,
     multiply_tiles,
-    round_to_int16,
+    rounded_to_int16,
     stream_bf16,
     unpacked,
     widen_mxfp4,
 )
 from simd import (  # noqa: E402
+    I32,
+    OFFSET,
     Vector,
-    add,
-    block_scales,
-    both_nibbles,
-    call,
+    dot,
     f32x16,
     first_to_float,
     fma,
@@ -50,74 +51,70 @@ from simd import (  # noqa: E402
     i8x32,
     lanes,
     last_to_float,
-    load_f32x8,
     load_f32x16,
     load_i8x32,
-    load_i16x32,
-    load_u8x8,
-    load_u8x16,
     load_u8x32,
+    loader,
     look_up,
+    look_up_offset,
     low_nibbles,
     lowered,
-    multiply_add,
     splat,
-    spread_0_1,
-    spread_2_3,
-    spread_4_5,
-    spread_6_7,
     sum_lanes,
     times,
     to_float,
-    zeros,
+    zeros_f32x16,
+    zeros_i32x8,
 )
 
 # Not cached on disk: Numba would not notice that kernels.py has changed, and the old code would be timed.
 jit, parallel_jit = njit(fastmath=SUMS), njit(parallel=True, fastmath=SUMS)
+inline_jit = njit(fastmath=SUMS, forceinline=True)
 ALL = numba.get_num_threads()
 TOKENS = 64  # for the tiles at the end: what an expert sees of a prompt of 512 tokens, on average
 RUNS, SECONDS = 15, 0.5  # the best of so many, or of those that the time allows
 PACKED = 17 / 32  # bytes of a weight: half a one, and a share of the scale
-LIMIT, KERNEL = "bf16, plain loop", "eight blocks at a time"
+LIMIT, KERNEL = "bf16, plain loop", "fetched ahead"
 
 
 # ---- The product in NumPy, and row by row ---------------------------------------------------------------------------
 
 
-def numpy_product(blocks, scales, x, x_scales, y):
+def numpy_product(blocks, scales, x, y):
     """y [M] = W @ x as gptoss.py does it: all of W becomes float32 in memory (here 1000 rows at a time) and is read."""
     for m in range(0, len(y), 1000):
         y[m : m + 1000] = dequantize(MXFP4(blocks[m : m + 1000], scales[m : m + 1000])) @ x
 
 
-def interpreted(dot):
+def interpreted(rung):
     """The product that calls a rung for each row, in plain Python."""
 
-    def product(blocks, scales, x, x_scales, y):
+    def product(blocks, scales, x, y):
         for row in range(len(y)):
-            y[row] = dot(blocks.reshape(-1), scales.reshape(-1), row, x, x_scales, scales.shape[1])
+            y[row] = rung(blocks.reshape(-1), scales.reshape(-1), row, x, scales.shape[1])
 
     return product
 
 
-def compiled(dot):
+def compiled(rung):
     """The same compiled, the rows dealt out to all threads."""
 
     @parallel_jit
-    def product(blocks, scales, x, x_scales, y):
+    def product(blocks, scales, x, y):
         B = scales.shape[1]
         blocks, scales = blocks.reshape(-1), scales.reshape(-1)
         for row in prange(len(y)):
-            y[row] = dot(blocks, scales, row, x, x_scales, B)
+            y[row] = rung(blocks, scales, row, x, B)
 
     return product
 
 
 # ---- The rungs: row `row` of packed weights times x; blocks [M * B * 16], scales [M * B], both flat ------------------
+# From dot_vectors on B must be even. x [N] is an array, or where it is rounded a tuple; see the end of this section.
 
 
 @jit
-def dot_plain(blocks, scales, row, x, x_scales, B):
+def dot_plain(blocks, scales, row, x, B):
     total = np.float32(0)
     for b in range(B):
         block = np.float32(0)
@@ -134,7 +131,7 @@ def dot_slices(e2m1, unit):
     whether it is; counting from 0 in a slice it need not, and LLVM makes vector code of the loop."""
 
     @jit
-    def dot(blocks, scales, row, x, x_scales, B):
+    def dot(blocks, scales, row, x, B):
         total = np.float32(0)
         for b in range(B):
             block, at = np.float32(0), 16 * (row * B + b)
@@ -179,116 +176,115 @@ def float16_to_float(typing, bits):
 
 
 @jit
-def dot_vectors(blocks, scales, row, x, x_scales, B):
-    sums = zeros()
-    for b in range(B):
-        w = look_up(both_nibbles(load_u8x16(blocks, 16 * (row * B + b))))
-        block = times(first_to_float(w), load_f32x16(x, 32 * b))
-        block = fma(last_to_float(w), load_f32x16(x, 32 * b + 16), block)
-        sums = fma(block, splat(e8m0(scales[row * B + b]) * np.float32(0.5)), sums)  # look_up gives twice the number
-    return sum_lanes(sums)
+def dot_vectors(blocks, scales, row, x, B):
+    total, half = zeros_f32x16(), np.float32(0.5)  # half undoes the doubling in look_up
+    for b in range(0, B, 2):
+        packed = load_u8x32(blocks, 16 * (row * B + b))
+        even, odd = look_up(low_nibbles(packed)), look_up(high_nibbles(packed))
+        one = times(first_to_float(even), load_f32x16(x, 32 * b))
+        two = times(last_to_float(even), load_f32x16(x, 32 * b + 16))
+        one = fma(first_to_float(odd), load_f32x16(x, 32 * b + 32), one)
+        two = fma(last_to_float(odd), load_f32x16(x, 32 * b + 48), two)
+        total = fma(one, splat(e8m0(scales[row * B + b]) * half), total)
+        total = fma(two, splat(e8m0(scales[row * B + b + 1]) * half), total)
+    return sum_lanes(total)
+
+
+i16x32 = Vector(types.int16, 32)
+load_i16x32 = loader(i16x32)
 
 
 @jit
-def dot_int16(blocks, scales, row, x, x_scales, B):
-    sums = zeros()
-    for b in range(B):
-        w = look_up(both_nibbles(load_u8x16(blocks, 16 * (row * B + b))))
-        products = multiply_add(w, load_i16x32(x, 32 * b))
-        sums = fma(to_float(products), splat(e8m0(scales[row * B + b]) * x_scales[b]), sums)
-    return sum_lanes(sums)
-
-
-@jit
-def dot_kernel(blocks, scales, row, x, x_scales, B):
-    return dot_mxfp4(blocks, scales, row, x, x_scales, 0, B)
-
-
-@jit
-def two_blocks_int8(blocks, w_at, x, x_at):
-    """kernels.two_blocks with x in int8: sixteen sums in int16, eight of the one block, eight of the other."""
-    packed = load_u8x32(blocks, 16 * w_at)
-    even = multiply_add_int8(look_up(low_nibbles(packed)), load_i8x32(x, 32 * x_at))
-    odd = multiply_add_int8(look_up(high_nibbles(packed)), load_i8x32(x, 32 * x_at + 32))
-    return int16_to_float(add(even, odd))
-
-
-@jit
-def dot_int8(blocks, scales, row, x, x_scales, B):
-    sums, w, whole = zeros(), row * B, B // 8 * 8
-    for b in range(0, whole, 8):
-        scale = block_scales(load_u8x8(scales, w + b), load_f32x8(x_scales, b))
-        sums = fma(two_blocks_int8(blocks, w + b, x, b), spread_0_1(scale), sums)
-        sums = fma(two_blocks_int8(blocks, w + b + 2, x, b + 2), spread_2_3(scale), sums)
-        sums = fma(two_blocks_int8(blocks, w + b + 4, x, b + 4), spread_4_5(scale), sums)
-        sums = fma(two_blocks_int8(blocks, w + b + 6, x, b + 6), spread_6_7(scale), sums)
-    for b in range(whole, B):
-        w_b = look_up(both_nibbles(load_u8x16(blocks, 16 * (w + b))))
-        products = int16_to_float(multiply_add_int8(w_b, load_i8x32(x, 32 * b)))
-        sums = fma(products, splat(e8m0(scales[w + b]) * x_scales[b]), sums)
-    return sum_lanes(sums)
-
-
-i16x16 = Vector(types.int16, 16)
+def dot_int16(blocks, scales, row, x, B):
+    (n, x_scales), total = x, zeros_f32x16()
+    for b in range(0, B, 2):
+        packed = load_u8x32(blocks, 16 * (row * B + b))
+        even, odd = look_up(low_nibbles(packed)), look_up(high_nibbles(packed))
+        sums = multiply_add(even, load_i16x32(n, 32 * b), odd, load_i16x32(n, 32 * b + 32))
+        one = splat(e8m0(scales[row * B + b]) * x_scales[b])
+        two = splat(e8m0(scales[row * B + b + 1]) * x_scales[b + 1])
+        total = fma(sums, halves(one, two), total)
+    return sum_lanes(total)
 
 
 @intrinsic
-def multiply_add_int8(typing, w, x):
-    """int8 w[32] up to 12, int8 x[32] -> int16[16], w[2i] x[2i] + w[2i+1] x[2i+1]: at most 2 * 12 * 127."""
+def multiply_add(typing, w, x, v, y):
+    """int8 w[32], v[32], int16 x[32], y[32] -> float32[16]: w[2i] x[2i] + w[2i+1] x[2i+1], and the same of v and y."""
 
-    def pairs(context, builder, signature, args):  # vpmaddubsw wants w unsigned: its sign goes to x
-        no = ir.Constant(ir.IntType(1), 0)
-        size = call(builder, "llvm.abs.v32i8", lowered(i8x32), [args[0], no])
-        x = call(builder, "llvm.x86.avx2.psign.b", lowered(i8x32), [args[1], args[0]])
-        return call(builder, "llvm.x86.avx2.pmadd.ub.sw", lowered(i16x16), [size, x])
+    def emit(context, builder, signature, args):
+        wide = [builder.sext(a, ir.VectorType(I32, 32)) for a in args]
+        products = [builder.mul(wide[0], wide[1]), builder.mul(wide[2], wide[3])]
+        pairs = [builder.add(lanes(builder, p, range(0, 32, 2)), lanes(builder, p, range(1, 32, 2))) for p in products]
+        return builder.sitofp(builder.add(*pairs), lowered(f32x16))
 
-    def generic(context, builder, signature, args):
-        wide = ir.VectorType(ir.IntType(16), 32)
-        products = builder.mul(builder.sext(args[0], wide), builder.sext(args[1], wide))
-        return builder.add(lanes(builder, products, range(0, 32, 2)), lanes(builder, products, range(1, 32, 2)))
-
-    def emit(context, *rest):
-        triple, cpu, features = context.codegen().magic_tuple()
-        return (pairs if "+avx2" in features else generic)(context, *rest)
-
-    return i16x16(i8x32, i8x32), emit
+    return f32x16(i8x32, i16x32, i8x32, i16x32), emit
 
 
 @intrinsic
-def int16_to_float(typing, v):
-    """int16[16] -> float32[16]."""
-    return f32x16(i16x16), lambda context, builder, signature, args: builder.sitofp(args[0], lowered(f32x16))
+def halves(typing, a, b):
+    """The first eight of a, the last eight of b, float32[16] each."""
+
+    def emit(context, builder, signature, args):
+        return builder.shuffle_vector(*args, ir.Constant(ir.VectorType(I32, 16), [*range(8), *range(24, 32)]))
+
+    return f32x16(f32x16, f32x16), emit
 
 
-# ---- What a rung wants x to be: x [N] -> x, x_scales [B] -------------------------------------------------------------
+def kernel(**others):
+    """The model's kernel, or with other functions in the place of those that it calls by these names."""
+    code = dot_mxfp4.py_func.__code__
+    dot_row = inline_jit(FunctionType(code, vars(kernels) | others)) if others else dot_mxfp4
 
-NONE = np.empty(0, np.float32)
+    @inline_jit
+    def dot_kernel(blocks, scales, row, x, B):
+        n, offsets, x_scales = x
+        return dot_row(blocks, scales, row, n, offsets, x_scales, 0, B)
+
+    return dot_kernel
+
+
+@inline_jit
+def no_prefetch(array, i):
+    pass
+
+
+@inline_jit
+def two_blocks_int8(blocks, w_at, x, at, low):
+    """kernels.two_blocks for an x of one byte: without the low ones."""
+    packed = load_u8x32(blocks, w_at)
+    even, odd = look_up_offset(low_nibbles(packed)), look_up_offset(high_nibbles(packed))
+    return to_float(dot(zeros_i32x8(), even, load_i8x32(x, at), odd, load_i8x32(x, at + 32)))
+
+
+# What a rung wants x [N] to be: in what order, and where it is rounded the integers with what undoes the rounding.
 
 
 def as_it_is(x):
-    return x, NONE
+    return x
 
 
-def evens_first(x):
-    return np.ascontiguousarray(x.reshape(-1, 16, 2).swapaxes(1, 2)).reshape(-1), NONE
+def as_unpacked(x):
+    return x[unpacked(len(x))]
 
 
-def int16_by_block(x):
-    rounded, scales = np.empty((len(x) // 32, 32), np.int16), np.empty((len(x) // 32, 1), np.float32)
-    round_to_int16(x.reshape(-1, 32), rounded, scales)  # each block as a row of its own: evens first, then odds
-    return rounded.reshape(-1), scales.reshape(-1)
+def in_two_bytes(x):
+    return tuple(part.reshape(-1) for part in rounded_to_int16(x[None]))
 
 
-def int16_as_unpacked(x):
-    rounded, scales = np.empty((1, len(x)), np.int16), np.empty((1, len(x) // 32), np.float32)
-    round_to_int16(x[None], rounded, scales)
-    return rounded[0], scales[0]
+def in_int16(x):
+    n, offsets, scales = in_two_bytes(x)
+    high, low = n.astype(np.int16).reshape(2, -1)
+    return 256 * high + low, scales
 
 
-def int8_as_unpacked(x):
+def in_int8(x):
     step = np.abs(x).reshape(-1, 32).max(axis=1) / np.float32(127)
-    rounded = np.rint(x / np.repeat(np.where(step == 0, 1, step), 32)).astype(np.int8)
-    return rounded[unpacked(len(x))], step * np.float32(0.5)
+    n = np.rint(x / np.repeat(np.where(step == 0, 1, step), 32)).astype(np.int8)
+    offsets = np.float32(-OFFSET / 4) * n.reshape(-1, 32).sum(axis=1)  # see kernels.round_to_int16
+    return as_unpacked(n), offsets.astype(np.float32), step * np.float32(0.5)
+
+
+# ---- The ladder -----------------------------------------------------------------------------------------------------
 
 
 class Rung(NamedTuple):
@@ -308,6 +304,7 @@ class Rung(NamedTuple):
         return 2**-24 * math.sqrt(N) + math.sqrt(32 / 12) / self.steps
 
 
+STEPS = 127 * 256 + 127
 RUNGS = [
     Rung("plain Python", interpreted(dot_plain.py_func), rows=100, threads=False),
     Rung("NumPy", numpy_product, threads=False),
@@ -315,10 +312,11 @@ RUNGS = [
     Rung("slices", compiled(dot_slices(e2m1_from_table, np.float32(1)))),
     Rung("through float32 bits", compiled(dot_slices(e2m1_as_float32, np.float32(1)))),
     Rung("through float16 bits", compiled(dot_slices(e2m1_as_float16, np.float32(2.0**14)))),
-    Rung("vectors by hand", compiled(dot_vectors), evens_first),
-    Rung("int16 activations", compiled(dot_int16), int16_by_block, steps=32767),
-    Rung(KERNEL, compiled(dot_kernel), int16_as_unpacked, steps=32767),
-    Rung("int8 activations", compiled(dot_int8), int8_as_unpacked, steps=127),
+    Rung("vectors by hand", compiled(dot_vectors), as_unpacked),
+    Rung("int16 activations", compiled(dot_int16), in_int16, STEPS),
+    Rung("int16 in two bytes", compiled(kernel(prefetch=no_prefetch)), in_two_bytes, STEPS),
+    Rung(KERNEL, compiled(kernel()), in_two_bytes, STEPS),
+    Rung("int8 activations", compiled(kernel(two_blocks=two_blocks_int8)), in_int8, 127),
 ]
 
 
@@ -375,10 +373,10 @@ def climb(M, N):
         figures[name] = (error, rates)
 
     for rung in RUNGS:
-        y, (prepared, x_scales) = np.empty(min(M, rung.rows), np.float32), rung.prepare(x)
+        y, prepared = np.empty(min(M, rung.rows), np.float32), rung.prepare(x)
 
-        def work(rung=rung, y=y, prepared=prepared, x_scales=x_scales):
-            rung.product(*weight, prepared, x_scales, y)
+        def work(rung=rung, y=y, prepared=prepared):
+            rung.product(*weight, prepared, y)
 
         threads = counts if rung.threads else [1]
         measure(rung.name, PACKED * N, work, y, exact[0, : len(y)], rung.tolerance(N), threads)
@@ -450,7 +448,7 @@ def draw(figures, matmul, tiles, file):
     def write(text, at, shift, color, **how):
         ax.annotate(text, at, shift, textcoords="offset points", color=color, zorder=8, **how)
 
-    def dot(x, y, color, n=ALL):
+    def point(x, y, color, n=ALL):
         size, fill, edge = (8, color, "white") if n == ALL else (5, "white", color)
         ax.plot(x, y, "o", ms=size, color=fill, mec=edge, zorder=5 + (n == ALL) + (color == blue), clip_on=False)
 
@@ -481,16 +479,16 @@ def draw(figures, matmul, tiles, file):
             ax.plot(one, bottom * 1.05, "v", ms=8, color=color, mec="white", zorder=6)
         else:
             for n in threads:
-                dot(one, threads[n] * 2 / PACKED / 1e9, color, n if len(threads) > 1 else ALL)
+                point(one, threads[n] * 2 / PACKED / 1e9, color, n if len(threads) > 1 else ALL)
         ax.plot([one, one * 1.35, one * 1.5], [max(speed[what], bottom), height, height], color=color, lw=0.8, zorder=4)
         share = speed[what] * 1e9 * PACKED / 2 / figures[LIMIT][1][max(threads)]
         how = {"color": color, "weight": "bold"} if what == KERNEL else {"color": ink}
         label = f"{what}: {speed[what]:.3g}" + (f" ({share:.0%})" if share > 0.005 else "")
         write(label, (one * 1.57, height), (0, 0), **how, va="center", bbox={"fc": "white", "ec": "none", "pad": 1.5})
-    dot(1, figures[LIMIT][1][ALL] / 1e9, ink)
-    dot(some, tiles[1] / 1e9, blue)
-    write(f"tile by tile: {tiles[1] / 1e9:.3g} ({tiles[1] / matmul[ALL]:.0%})", (some, tiles[1] / 1e9), (-8, -16), blue,
-          ha="right", weight="bold")
+    point(1, figures[LIMIT][1][ALL] / 1e9, ink)
+    point(some, tiles[1] / 1e9, blue)
+    write(f"tile by tile: {tiles[1] / 1e9:.3g} ({tiles[1] / matmul[ALL]:.0%})", (some, tiles[1] / 1e9), (-8, 0), blue,
+          ha="right", va="center", weight="bold")
     words = "In parentheses: the share of the limit above." + ("\nSmall circles: one thread." if ALL > 1 else "")
     write(words, (right, bottom), (-4, 12), gray, ha="right")
     fig.savefig(file, dpi=150, metadata={"Date": None} if file.endswith(".svg") else None)
@@ -514,8 +512,8 @@ def main():
     parser.add_argument("--columns", type=int, default=2880, metavar="N", help="weights a row (default: 2880)")
     parser.add_argument("--picture", metavar="FILE", help="draw the rungs under the roofline (.svg, .png, .pdf)")
     args = parser.parse_args()
-    if args.rows < 1 or args.columns < 32 or args.columns % 32:
-        parser.error(f"expected at least one row of a multiple of 32 columns, found {args.rows} of {args.columns}")
+    if args.rows < 1 or args.columns < 64 or args.columns % 64:
+        parser.error(f"expected at least one row of a multiple of 64 columns, found {args.rows} of {args.columns}")
     results = climb(args.rows, args.columns)
     report(args.rows, args.columns, *results)
     if args.picture:
