@@ -90,7 +90,8 @@ def quantize_int8(weight):
 
 def rms_norm(x, weight, eps):
     """x [T, N] / its root mean square, times weight [N] (arXiv 1910.07467)."""
-    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(eps)) * widen(weight)
+    mean = np.vecdot(x, x)[..., None] / np.float32(x.shape[-1])
+    return x / np.sqrt(mean + np.float32(eps)) * widen(weight)
 
 
 def rope_frequencies(config):
@@ -116,9 +117,10 @@ def rope_frequencies(config):
 
 
 def rotate(x, cos, sin):
-    """RoPE on x [T, heads, D]; cos, sin [T, 1, D/2]. A pair is (d, d + D/2): the HALVES of a head, not neighbours."""
-    a, b = np.split(x, 2, axis=-1)
-    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    """RoPE on x [T, heads, D]. A pair (a, b) is (d, d + D/2), the HALVES of a head, not neighbours; it becomes
+    (a cos - b sin, b cos + a sin). cos [T, 1, 1, D/2], sin [T, 1, 2, D/2], the first of its two with a minus."""
+    ab = x.reshape(*x.shape[:2], 2, -1)  # [T, heads, 2, D/2]
+    return (ab * cos + ab[:, :, ::-1] * sin).reshape(x.shape)
 
 
 def linear(x, weight, bias=None):
@@ -175,7 +177,7 @@ def swiglu(gate_up, limit):
 def route(logits, K):
     """The K best of E experts for each token -> chosen int [T, K], weights float32 [T, K], a softmax over those K."""
     chosen = np.ascontiguousarray(np.argsort(-logits, axis=-1, kind="stable")[:, :K])
-    best = np.take_along_axis(logits, chosen, axis=-1)
+    best = logits[np.arange(len(logits))[:, None], chosen]
     weights = np.exp(best - best[:, :1])
     return chosen, weights / weights.sum(axis=-1, keepdims=True)
 
@@ -303,8 +305,9 @@ class Model:
     def hidden(self, ids, cache):
         """ids [T] through all layers -> the residual stream [T, N] before the last norm."""
         x = widen(self.embedding[ids])  # [T, N]
-        angles = np.arange(cache.length, cache.length + len(ids), dtype=np.float32)[:, None, None] * self.frequencies
+        angles = np.arange(cache.length, cache.length + len(ids), dtype=np.float32)[:, None] * self.frequencies
         cos, sin = np.cos(angles) * np.float32(self.rope_factor), np.sin(angles) * np.float32(self.rope_factor)
+        cos, sin = cos[:, None, None], np.stack([-sin, sin], axis=1)[:, None]  # as `rotate` wants them
         for i in range(len(self.layers)):
             x = x + self.attend(i, x, cos, sin, cache)
             x = x + self.mlp(i, x)
@@ -357,6 +360,7 @@ def load(path, *, backend="numba", dense_dtype="bfloat16"):
         if layout == "original":  # q, k and v are one tensor there; a row slice of a view is a view
             layer.q_weight, layer.k_weight, layer.v_weight = np.split(layer.qkv_weight, [Q, Q + KV])
             layer.q_bias, layer.k_bias, layer.v_bias = np.split(layer.qkv_bias, [Q, Q + KV])
+        layer.attn_norm, layer.mlp_norm = widen(layer.attn_norm), widen(layer.mlp_norm)  # once, not at each token
         layer.gate_up = MXFP4(layer.gate_up_blocks, layer.gate_up_scales)
         layer.down = MXFP4(layer.down_blocks, layer.down_scales)
         if dense_dtype == "int8":
@@ -389,26 +393,31 @@ def check_tokens(tokens, vocab_size):
     return ids.astype(np.int64)
 
 
+def shortlist(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
+    """What may be drawn from logits [V] at a temperature above 0: ids [n] and weights [n], of which the best has 1.
+    top_k, top_p and min_p cut in transformers' order."""
+    p = np.exp((logits - logits.max()) / np.float32(temperature)).astype(np.float64)  # float32's exp is 10 x as fast
+    ids, total, top_k = np.arange(len(p)), p.sum(), top_k if top_k < len(p) else 0
+    if top_k or top_p < 1:
+        # Most of 201,088 need no sort. All p below this together weigh less than 1 - top_p: none is in the nucleus.
+        least = np.partition(p, -top_k)[-top_k] if top_k else (1 - top_p) / len(p) * total
+        ids = np.flatnonzero(p >= least)
+        ids = ids[np.argsort(-p[ids], kind="stable")][: top_k or None]
+        p = p[ids]
+        nucleus = np.cumsum(p) - p < top_p * (p.sum() if top_k else total)
+        ids, p = ids[nucleus], p[nucleus]
+    if min_p:
+        ids, p = ids[p >= min_p], p[p >= min_p]
+    return ids, p
+
+
 def sample(logits, rng, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
-    """One id drawn from logits [V]: temperature (0: the best id), then top_k, top_p, min_p, in transformers' order."""
+    """One id drawn from logits [V]; temperature 0: the best."""
     if temperature == 0:
         return int(np.argmax(logits))
-    logits = logits.astype(np.float64)
-    p = np.exp((logits - logits.max()) / temperature)
-    ids = np.arange(len(p))
-    if top_k or top_p < 1:
-        # All p below this together weigh less than 1 - top_p, so none is in the nucleus: most of 201,088 need no sort.
-        if not top_k:
-            ids = np.flatnonzero(p >= (1 - top_p) / len(p) * p.sum())
-        ids = ids[np.argsort(-p[ids], kind="stable")]
-        total = p.sum()
-        if top_k:
-            ids = ids[:top_k]
-            total = p[ids].sum()
-        before = np.cumsum(p[ids]) - p[ids]
-        ids = ids[before < top_p * total]
-    ids = ids[p[ids] >= min_p * p[ids].max()]
-    return int(rng.choice(ids, p=p[ids] / p[ids].sum()))
+    ids, p = shortlist(logits, temperature, top_k, top_p, min_p)
+    upto = np.cumsum(p, out=p)
+    return int(ids[min(np.searchsorted(upto, rng.random() * upto[-1], side="right"), len(ids) - 1)])
 
 
 def generate(model, tokens, *, max_tokens=None, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=None, stop=None,

@@ -152,20 +152,21 @@ def rounded_to_int16(x):
 
 
 @parallel_jit
-def stream_bf16(x, weight, y):
-    """y [T, M] = x [T, N] @ weight [M, N]^T. A plain loop: Numba's own vector code reaches the memory's limit."""
+def stream_bf16(x, weight, y, bias=None):
+    """y [T, M] = x [T, N] @ weight [M, N]^T + bias [M]. A plain loop: Numba's own vector code reaches the memory's
+    limit."""
     T, N = x.shape
     for m in prange(weight.shape[0]):
         for t in range(T):  # the row stays in the level-1 cache
             total = np.float32(0)
             for n in range(N):
                 total += widen(weight[m, n]) * x[t, n]
-            y[t, m] = total
+            y[t, m] = total if bias is None else total + widen(bias[m])
 
 
 @parallel_jit
-def stream_int8(x, values, scales, y):
-    """y [T, M] = x [T, N] @ (values [M, N] * scales [M, N/32])^T."""
+def stream_int8(x, values, scales, y, bias=None):
+    """y [T, M] = x [T, N] @ (values [M, N] * scales [M, N/32])^T + bias [M]."""
     T, N = x.shape
     whole = N // 32
     flat_x, flat_values = x.reshape(-1), values.reshape(-1)
@@ -180,7 +181,7 @@ def stream_int8(x, values, scales, y):
             total = sum_lanes(lanes)
             for n in range(32 * whole, N):
                 total += np.float32(values[m, n]) * scales[m, whole] * x[t, n]
-            y[t, m] = total
+            y[t, m] = total if bias is None else total + widen(bias[m])
 
 
 @inline_jit
@@ -364,13 +365,13 @@ def linear(x, weight, bias=None):
     y = np.empty((T, M), np.float32)
     if T <= FEW:
         x = np.ascontiguousarray(x)
-        stream_int8(x, *weight, y) if quantized else stream_bf16(x, weight, y)
-    else:
+        stream_int8(x, *weight, y, bias) if quantized else stream_bf16(x, weight, y, bias)
+        return y
 
-        def widen_rows(first, tile):
-            widen_int8(*weight, first, tile) if quantized else widen_bf16(weight, first, tile)
+    def widen_rows(first, tile):
+        widen_int8(*weight, first, tile) if quantized else widen_bf16(weight, first, tile)
 
-        multiply_tiles(N, [(x, widen_rows, M, y)])
+    multiply_tiles(N, [(x, widen_rows, M, y)])
     if bias is not None:
         y += (bias.astype(np.uint32) << 16).view(np.float32)
     return y
