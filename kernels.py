@@ -6,21 +6,17 @@
 
 This file knows arrays, not models. Letters as in gptoss.py. There are two regimes. For a few tokens (decoding) a weight
 is used once or twice, so speed is memory bandwidth: stream each weight once, packed, and convert it in registers. For
-many tokens (a prompt) it is arithmetic: a tile of weights is widened to float32 in cache and multiplied by all tokens.
+many tokens (a prompt) it is arithmetic: some rows of weights are widened to float32 in cache and meet all tokens there.
 """
 
 import math
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 
 import numba
 import numpy as np
 from numba import njit, prange, types
 from numba.extending import overload
-from threadpoolctl import ThreadpoolController
 
 from simd import (
-    E2M1_TWICE,
     OFFSET,
     add,
     block_scales,
@@ -37,6 +33,7 @@ from simd import (
     load_one_widened,
     load_pair_f32x8,
     load_pair_u8x8,
+    load_splat,
     load_u8x8,
     load_u8x32,
     load_widened,
@@ -56,15 +53,14 @@ from simd import (
     times_256,
     to_float,
     to_whole,
+    transpose,
     zeros_f32x8,
     zeros_f32x16,
     zeros_i32x8,
 )
 
-FEW = 4  # up to so many tokens the weights are streamed; above, they are widened tile by tile
-TILE = 96 * 2880  # numbers in a tile of weights: as float32 they fill a 1 MiB level-2 cache
+FEW = 10  # a weight that is used for up to so many tokens is streamed for each; for more it is widened once
 AHEAD = 2048  # bytes of packed weights between what is computed and what is fetched
-CODES = np.array(E2M1_TWICE, np.float32)
 SUMS = {"reassoc", "contract", "nsz"}  # sums in any order, so that their loops become vector code; inf and nan stay
 
 # Compiled code is kept on disk beside this file (__pycache__), so only the first run compiles. Numba compiles again
@@ -97,22 +93,13 @@ def e8m0(byte):
 
 
 @jit
-def place(i, N):
-    """Where element i of a row of N stands once unpacked: the 32 even ones of each two blocks, then their odd ones.
+def place(i):
+    """Where element i of a row stands once unpacked: the 32 even ones of each two blocks, then their odd ones.
 
     Packed bytes hold an even element low and an odd one high. Unpacked two blocks at a time they come out in this
-    order, and it is cheaper to bring x into it once than each row of the weights out of it. The last of an odd number
-    of blocks is unpacked by itself, element by element.
+    order, and it is cheaper to bring x into it once than each row of the weights out of it.
     """
-    return i if i >= N // 64 * 64 else i // 64 * 64 + i % 2 * 32 + i % 64 // 2
-
-
-@cache
-def unpacked(N):
-    """The elements of a row of N in that order: x[:, unpacked(N)] is x as unpacked weights meet it."""
-    order = np.empty(N, np.int64)
-    order[[place(i, N) for i in range(N)]] = np.arange(N)
-    return order
+    return i // 64 * 64 + i % 2 * 32 + i % 64 // 2
 
 
 @jit
@@ -136,7 +123,7 @@ def round_to_int16(x, rounded, offsets, scales):
             for i in range(32 * b, 32 * b + 32):
                 n = np.int32(np.rint(x[j, i] * steps))
                 high = (n + 128) >> 8
-                rounded[j, 0, place(i, N)], rounded[j, 1, place(i, N)] = high, n - 256 * high
+                rounded[j, 0, place(i)], rounded[j, 1, place(i)] = high, n - 256 * high
                 total += n
             offsets[j, b], scales[j, b] = -OFFSET / 4 * total, peak / most * np.float32(0.5) + broken
 
@@ -233,196 +220,221 @@ def swiglu(gate, up, limit):
 
 
 @parallel_jit
-def stream_gate_up(x, offsets, x_scales, chosen, blocks, scales, bias, limit, h):
-    """h [T * K, F]: for token t and its k-th expert, SwiGLU of rows 2f (gate) and 2f + 1 (up)."""
-    T, K = chosen.shape
+def stream_gate_up(workers, x, offsets, x_scales, tokens, groups, blocks, scales, bias, limit, h):
+    """h [J, F]: for the pairs (token, expert) of each group, SwiGLU of the expert's rows 2f (gate) and 2f + 1 (up).
+
+    A worker has its share of the rows of every expert, one after the other as they lie in memory.
+    """
     F, B = h.shape[1], blocks.shape[2]
     x, offsets, x_scales = x.reshape(-1), offsets.reshape(-1), x_scales.reshape(-1)
     blocks, scales = blocks.reshape(-1), scales.reshape(-1)
-    for i in prange(T * K * F):
-        j, f = i // F, i % F
-        t, e = j // K, chosen[j // K, j % K]
-        row = e * 2 * F + 2 * f
-        gate = dot_mxfp4(blocks, scales, row, x, offsets, x_scales, t, B) + widen(bias[e, 2 * f])
-        up = dot_mxfp4(blocks, scales, row + 1, x, offsets, x_scales, t, B) + widen(bias[e, 2 * f + 1])
-        h[j, f] = swiglu(gate, up, limit)
+    for worker in prange(workers):
+        for g in range(len(groups)):
+            e, first, last = groups[g]
+            for f in range(F * worker // workers, F * (worker + 1) // workers):
+                row = e * 2 * F + 2 * f
+                for j in range(first, last):  # the rows stay in the level-1 cache
+                    gate = dot_mxfp4(blocks, scales, row, x, offsets, x_scales, tokens[j], B) + widen(bias[e, 2 * f])
+                    up = dot_mxfp4(blocks, scales, row + 1, x, offsets, x_scales, tokens[j], B)
+                    h[j, f] = swiglu(gate, up + widen(bias[e, 2 * f + 1]), limit)
 
 
 @parallel_jit
-def stream_down(h, offsets, h_scales, chosen, weights, blocks, scales, bias, y):
-    """y [T, N]: the down projections of each token's K experts, weighted and summed."""
-    T, K = chosen.shape
-    N, B = y.shape[1], blocks.shape[2]
+def stream_down(workers, h, offsets, h_scales, groups, blocks, scales, down):
+    """down [J, N]: the down projections, without their bias."""
+    N, B = down.shape[1], blocks.shape[2]
     h, offsets, h_scales = h.reshape(-1), offsets.reshape(-1), h_scales.reshape(-1)
     blocks, scales = blocks.reshape(-1), scales.reshape(-1)
-    pieces = (N + 63) // 64  # of an expert's rows, read one after the other: row by row from K places was slower
-    for i in prange(T * pieces):
-        t, first = i // pieces, i % pieces * 64
-        last = min(first + 64, N)
-        y[t, first:last] = 0
-        for k in range(K):
-            e = chosen[t, k]
-            for n in range(first, last):
-                down = dot_mxfp4(blocks, scales, e * N + n, h, offsets, h_scales, t * K + k, B)
-                y[t, n] += weights[t, k] * (down + widen(bias[e, n]))
+    for worker in prange(workers):
+        for g in range(len(groups)):
+            e, first, last = groups[g]
+            for n in range(N * worker // workers, N * (worker + 1) // workers):
+                for j in range(first, last):
+                    down[j, n] = dot_mxfp4(blocks, scales, e * N + n, h, offsets, h_scales, j, B)
 
 
-# ---- Many tokens: widen a tile, multiply it by all of them ----------------------------------------------------------
+# ---- Many tokens: widen sixteen rows, multiply them by all tokens ---------------------------------------------------
 
 
 @jit
-def widen_bf16(weight, first, tile):
-    """tile [rows, N] = weight [first : first + rows], in float32."""
-    for r in range(tile.shape[0]):
-        for n in range(tile.shape[1]):
-            tile[r, n] = widen(weight[first + r, n])
+def widen_bf16(weight, scales, row, tile):
+    """tile [N, 16], flat: sixteen rows from `row` on, side by side in float32; where there are fewer the last again."""
+    M, N = weight.shape
+    for r in range(16):
+        for n in range(N):
+            tile[16 * n + r] = widen(weight[min(row + r, M - 1), n])
 
 
 @jit
-def widen_int8(values, scales, first, tile):
-    for r in range(tile.shape[0]):
-        for n in range(tile.shape[1]):
-            tile[r, n] = np.float32(values[first + r, n]) * scales[first + r, n // 32]
+def widen_int8(values, scales, row, tile):
+    M, N = values.shape
+    for r in range(16):
+        for n in range(N):
+            m = min(row + r, M - 1)
+            tile[16 * n + r] = np.float32(values[m, n]) * scales[m, n // 32]
 
 
 @jit
-def widen_mxfp4(blocks, scales, first, tile):
-    """tile [rows, N] = rows first, first + 1, ... of flat packed weights in float32, in the order of `place`."""
-    rows, N = tile.shape
-    tile, B = tile.reshape(-1), N // 32
-    whole, half = B // 2 * 2, np.float32(0.5)  # half undoes the doubling in look_up
-    for r in range(rows):
-        w_at, at = (first + r) * B, r * N
-        for b in range(0, whole, 2):
-            packed = load_u8x32(blocks, 16 * (w_at + b))
+def widen_mxfp4(blocks, scales, row, tile):
+    """The same of packed weights, flat; they have whole sixteens of rows."""
+    B, columns, powers = len(tile) // 512, np.empty(256, np.uint8), np.empty(16, np.float32)
+    for b in range(B):
+        transpose(blocks, 16 * (row * B + b), 16 * B, columns)
+        for r in range(16):
+            powers[r] = e8m0(scales[(row + r) * B + b]) * np.float32(0.5)  # undoes the doubling in look_up
+        scale = load_f32x16(powers, 0)
+        for i in range(0, 16, 2):  # bytes i and i + 1 of all sixteen: elements 2i to 2i + 3
+            packed, at = load_u8x32(columns, 16 * i), 512 * b + 32 * i
             even, odd = look_up(low_nibbles(packed)), look_up(high_nibbles(packed))
-            one, two = splat(e8m0(scales[w_at + b]) * half), splat(e8m0(scales[w_at + b + 1]) * half)
-            store(tile, at + 32 * b, times(first_to_float(even), one))
-            store(tile, at + 32 * b + 16, times(last_to_float(even), two))
-            store(tile, at + 32 * b + 32, times(first_to_float(odd), one))
-            store(tile, at + 32 * b + 48, times(last_to_float(odd), two))
-        for b in range(whole, B):
-            for i in range(32):
-                code = blocks[16 * (w_at + b) + i // 2] >> np.uint8(i % 2 * 4) & np.uint8(15)
-                tile[at + 32 * b + i] = CODES[code] * (e8m0(scales[w_at + b]) * half)
+            store(tile, at, times(first_to_float(even), scale))
+            store(tile, at + 16, times(first_to_float(odd), scale))
+            store(tile, at + 32, times(last_to_float(even), scale))
+            store(tile, at + 48, times(last_to_float(odd), scale))
 
 
-THREADS = numba.get_num_threads()
-threads = ThreadPoolExecutor(THREADS)
-# One pool of threads must own the cores. BLAS's own threads spin for a while after each product, and a parallel loop of
-# Numba's that meets them waits for the scheduler. So BLAS is held to one thread, and gets its others from this pool.
-ThreadpoolController().select(user_api="blas").limit(limits=1)
+def widen_rows(weight, scales, row, tile):
+    """The one of the three that fits the weight's type."""
 
 
-def multiply_tiles(N, tasks):
-    """For each task (x [n, N], widen_rows, M, y [n, M]): y = x @ W^T, where widen_rows(first, tile) makes rows of W.
+@overload(widen_rows)
+def widen_rows_compiled(weight, scales, row, tile):
+    function = {types.uint16: widen_bf16, types.int8: widen_int8, types.uint8: widen_mxfp4}[weight.dtype]
+    return lambda weight, scales, row, tile: function(weight, scales, row, tile)
 
-    Each thread widens its own tiles and multiplies them.
+
+@inline_jit
+def six_tokens(x, t, last, N, tile, out):
+    """out [6, 16] = tokens t to t + 5 of x, at most `last`, times the tile's sixteen rows. Both are flat.
+
+    Six sums for sixteen rows each: as many as the registers hold. One load of the tile serves six multiplications.
     """
-    rows = max(16, TILE // N // 16 * 16)
-    pieces = [(task, first) for task in tasks for first in range(0, task[2], rows)]
-
-    def share(worker):
-        tile = np.empty((rows, N), np.float32)
-        for (x, widen_rows, M, y), first in pieces[worker::THREADS]:
-            part = tile[: min(rows, M - first)]
-            widen_rows(first, part)
-            np.matmul(x, part.T, out=y[:, first : first + len(part)])
-
-    list(threads.map(share, range(THREADS)))
+    a, b, c, d, e, f = t * N, (t + 1) * N, (t + 2) * N, (t + 3) * N, (t + 4) * N, (t + 5) * N
+    end = last * N
+    b, c, d, e, f = min(b, end), min(c, end), min(d, end), min(e, end), min(f, end)
+    A, B, C = zeros_f32x16(), zeros_f32x16(), zeros_f32x16()
+    D, E, F = zeros_f32x16(), zeros_f32x16(), zeros_f32x16()
+    for n in range(N):
+        w = load_f32x16(tile, 16 * n)
+        A, B = fma(w, load_splat(x, a + n), A), fma(w, load_splat(x, b + n), B)
+        C, D = fma(w, load_splat(x, c + n), C), fma(w, load_splat(x, d + n), D)
+        E, F = fma(w, load_splat(x, e + n), E), fma(w, load_splat(x, f + n), F)
+    store(out, 0, A)
+    store(out, 16, B)
+    store(out, 32, C)
+    store(out, 48, D)
+    store(out, 64, E)
+    store(out, 80, F)
 
 
 @parallel_jit
-def swiglu_rows(gate_up, bias, expert, limit, h):
-    """h [J, F] = SwiGLU of gate_up [J, 2F] + bias [E, 2F] of each row's expert, columns in the order of `place`."""
+def multiply(workers, x, groups, weight, scales, M, y):
+    """y [J, M] = x [J, N] @ W^T, for each group (e, first, last) its tokens with rows e M to e M + M - 1 of the weight.
+
+    A worker widens every `workers`-th sixteen rows, into a tile that stays in its level-2 cache with the group's x.
+    """
+    N = x.shape[1]
+    x = x.reshape(-1)
+    for worker in prange(workers):
+        tile, out = np.empty(16 * N, np.float32), np.empty(96, np.float32)
+        for g in range(len(groups)):
+            e, first, last = groups[g]
+            for row in range(16 * worker, M, 16 * workers):
+                widen_rows(weight, scales, e * M + row, tile)
+                for t in range(first, last, 6):
+                    six_tokens(x, t, last - 1, N, tile, out)
+                    for i in range(min(6, last - t)):
+                        for r in range(min(16, M - row)):
+                            y[t + i, row + r] = out[16 * i + r]
+
+
+@parallel_jit
+def swiglu_rows(gate_up, bias, groups, limit, h):
+    """h [J, F] = SwiGLU of gate_up [J, 2F] + bias [E, 2F] of each group's expert."""
     J, F = h.shape
-    for j in prange(J):
-        e = expert[j]
-        for f in range(F):
-            gate, up = gate_up[j, 2 * f] + widen(bias[e, 2 * f]), gate_up[j, 2 * f + 1] + widen(bias[e, 2 * f + 1])
-            h[j, place(f, F)] = swiglu(gate, up, limit)
-
-
-@parallel_jit
-def combine(down, bias, rows, chosen, weights, y):
-    """y [T, N]: token t's K results, which stand in rows [T, K] of down [T * K, N], weighted and summed."""
-    T, K = chosen.shape
-    for t in prange(T):
-        y[t] = 0
-        for k in range(K):
-            for n in range(y.shape[1]):
-                y[t, n] += weights[t, k] * (down[rows[t, k], n] + widen(bias[chosen[t, k], n]))
+    for g in prange(len(groups)):
+        e, first, last = groups[g]
+        for j in range(first, last):
+            for f in range(F):
+                gate, up = gate_up[j, 2 * f] + widen(bias[e, 2 * f]), gate_up[j, 2 * f + 1] + widen(bias[e, 2 * f + 1])
+                h[j, f] = swiglu(gate, up, limit)
 
 
 # ---- The three operations -------------------------------------------------------------------------------------------
 
+NONE = np.empty(0, np.float32)
+
 
 def linear(x, weight, bias=None):
     """x [T, N] @ weight [M, N]^T + bias [M] -> float32 [T, M]; weight bf16 [M, N], or int8 values and scales."""
-    T, N = x.shape
+    T, x = len(x), np.ascontiguousarray(x)
     quantized = isinstance(weight, tuple)
     M = len(weight[0] if quantized else weight)
     y = np.empty((T, M), np.float32)
     if T <= FEW:
-        x = np.ascontiguousarray(x)
         stream_int8(x, *weight, y, bias) if quantized else stream_bf16(x, weight, y, bias)
         return y
-
-    def widen_rows(first, tile):
-        widen_int8(*weight, first, tile) if quantized else widen_bf16(weight, first, tile)
-
-    multiply_tiles(N, [(x, widen_rows, M, y)])
+    weight, scales = weight if quantized else (weight, NONE)
+    multiply(numba.get_num_threads(), x, np.array([[0, 0, T]]), weight, scales, M, y)
     if bias is not None:
         y += (bias.astype(np.uint32) << 16).view(np.float32)
     return y
 
 
+@jit
+def group(chosen, E):
+    """The J = T K pairs (token, expert) of chosen [T, K], sorted by expert: the tokens [J] in that order; where in it
+    each pair stands [T, K]; and groups int64 [G, 3], for every expert that was chosen: it, its first and last + 1."""
+    T, K = chosen.shape
+    ends = np.zeros(E + 1, np.int64)
+    for t in range(T):
+        for k in range(K):
+            ends[chosen[t, k] + 1] += 1
+    groups, G = np.empty((E, 3), np.int64), 0
+    for e in range(E):
+        if ends[e + 1]:
+            groups[G, 0], groups[G, 1], groups[G, 2] = e, ends[e], ends[e] + ends[e + 1]
+            G += 1
+        ends[e + 1] += ends[e]
+    tokens, places = np.empty(T * K, np.int64), np.empty((T, K), np.int64)
+    for t in range(T):
+        for k in range(K):
+            places[t, k] = ends[chosen[t, k]]
+            tokens[places[t, k]] = t
+            ends[chosen[t, k]] += 1
+    return tokens, places, groups[:G]
+
+
+@parallel_jit
+def combine(down, bias, places, chosen, weights, y):
+    """y [T, N]: token t's K results, which stand in rows `places` [T, K] of down [J, N], weighted and summed."""
+    T, K = chosen.shape
+    for t in prange(T):
+        y[t] = 0
+        for k in range(K):
+            for n in range(y.shape[1]):
+                y[t, n] += weights[t, k] * (down[places[t, k], n] + widen(bias[chosen[t, k], n]))
+
+
 def experts(x, chosen, weights, layer, limit):
     """Mixture of experts: x [T, N] -> [T, N]; chosen, weights [T, K]. See gptoss.experts."""
-    pairs = layer.gate_up.blocks.shape[2] % 2 == layer.down.blocks.shape[2] % 2 == 0  # of blocks, which streaming wants
-    stream = pairs and len(x) <= FEW
-    return (stream_experts if stream else tile_experts)(x, chosen, weights, layer, np.float32(limit))
-
-
-def stream_experts(x, chosen, weights, layer, limit):
-    T, N = x.shape
-    J, F = chosen.size, layer.down.blocks.shape[2] * 32
-    h, y = np.empty((J, F), np.float32), np.empty((T, N), np.float32)
-    stream_gate_up(*rounded_to_int16(x), chosen, *layer.gate_up, layer.gate_up_bias, limit, h)
-    stream_down(*rounded_to_int16(h), chosen, weights, *layer.down, layer.down_bias, y)
+    N, E, F = x.shape[1], len(layer.gate_up_bias), layer.down.blocks.shape[2] * 32
+    workers, limit = numba.get_num_threads(), np.float32(limit)
+    tokens, places, groups = group(chosen, E)
+    h, down, y = np.empty((chosen.size, F), np.float32), np.empty((chosen.size, N), np.float32), np.empty_like(x)
+    if chosen.size <= FEW * len(groups) and N % 64 == F % 64 == 0:  # dot_mxfp4 takes two blocks at a time
+        stream_gate_up(workers, *rounded_to_int16(x), tokens, groups, *layer.gate_up, layer.gate_up_bias, limit, h)
+        stream_down(workers, *rounded_to_int16(h), groups, *layer.down, down)
+    else:
+        gate_up = np.empty((chosen.size, 2 * F), np.float32)
+        multiply(workers, x[tokens], groups, *flat(layer.gate_up), 2 * F, gate_up)
+        swiglu_rows(gate_up, layer.gate_up_bias, groups, limit, h)
+        multiply(workers, h, groups, *flat(layer.down), N, down)
+    combine(down, layer.down_bias, places, chosen, weights, y)
     return y
 
 
-def tile_experts(x, chosen, weights, layer, limit):
-    (T, N), K = x.shape, chosen.shape[1]
-    F = layer.down.blocks.shape[2] * 32
-    order = np.argsort(chosen, axis=None, kind="stable")  # (token, slot) pairs, grouped by expert
-    expert = chosen.reshape(-1)[order]
-    ends = np.searchsorted(expert, np.arange(len(layer.gate_up_bias) + 1))
-    groups = [(e, ends[e], ends[e + 1]) for e in np.unique(expert)]
-
-    def project(x, weight, M):  # x [T * K, N], grouped -> [T * K, M]
-        blocks, scales = (part.reshape(-1) for part in weight)
-        y = np.empty((len(x), M), np.float32)
-        tasks = []
-        for e, a, b in groups:
-
-            def widen_rows(first, tile, e=e):
-                widen_mxfp4(blocks, scales, e * M + first, tile)
-
-            tasks.append((x[a:b], widen_rows, M, y[a:b]))
-        multiply_tiles(x.shape[1], tasks)
-        return y
-
-    gate_up = project(x[:, unpacked(N)][order // K], layer.gate_up, 2 * F)
-    h = np.empty((T * K, F), np.float32)
-    swiglu_rows(gate_up, layer.gate_up_bias, expert, limit, h)
-    down = project(h, layer.down, N)
-    rows = np.empty(T * K, np.int64)
-    rows[order] = np.arange(T * K)
-    y = np.empty((T, N), np.float32)
-    combine(down, layer.down_bias, rows.reshape(T, K), chosen, weights, y)
-    return y
+def flat(weight):
+    return [part.reshape(-1) for part in weight]
 
 
 # ---- Attention ------------------------------------------------------------------------------------------------------

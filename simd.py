@@ -155,6 +155,32 @@ def store(typing, array, i, v):
 
 
 @intrinsic
+def transpose(typing, array, i, stride, columns):
+    """Sixteen rows of 16 bytes, at i, i + stride, ... of an array, become the columns of another, [16, 16], flat."""
+
+    def emit(context, builder, signature, args):
+        data, out = (context.make_array(signature.args[k])(context, builder, args[k]).data for k in (0, 3))
+        row_type, at, rows = lowered(u8x16), args[1], []
+        for _ in range(16):
+            rows.append(builder.load(builder.bitcast(builder.gep(data, [at]), row_type.as_pointer()), align=1))
+            at = builder.add(at, args[2])
+        for _ in range(4):  # row k and row k + 8 take turns, byte by byte: four times, and every byte is in its place
+            rows = [take_turns(builder, rows[k], rows[k + 8], half) for k in range(8) for half in (0, 8)]
+        for k, row in enumerate(rows):
+            address = builder.gep(out, [ir.Constant(ir.IntType(64), 16 * k)])
+            builder.store(row, builder.bitcast(address, row_type.as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, columns), emit
+
+
+def take_turns(builder, a, b, first):
+    """u8x16 a and b -> lane `first` of a, the same of b, the next of a, ...: eight of each."""
+    picked = [lane for k in range(first, first + 8) for lane in (k, 16 + k)]
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, 16), picked))
+
+
+@intrinsic
 def prefetch(typing, array, i):
     """Asks for the cache line with array[i], which may lie anywhere: what is not there is not fetched."""
 
@@ -279,15 +305,26 @@ def half_to_float(picked):
 first_to_float, last_to_float = half_to_float(range(16)), half_to_float(range(16, 32))
 
 
+def repeated(builder, x):
+    one = builder.insert_element(ir.Constant(lowered(f32x16), ir.Undefined), x, ir.Constant(I32, 0))
+    return lanes(builder, one, [0] * 16)
+
+
 @intrinsic
 def splat(typing, x):
     """float32 x -> float32[16], all x."""
+    return f32x16(types.float32), lambda context, builder, signature, args: repeated(builder, args[0])
+
+
+@intrinsic
+def load_splat(typing, array, i):
+    """array[i], sixteen times."""
 
     def emit(context, builder, signature, args):
-        one = builder.insert_element(ir.Constant(lowered(f32x16), ir.Undefined), args[0], ir.Constant(I32, 0))
-        return lanes(builder, one, [0] * 16)
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return repeated(builder, builder.load(builder.gep(data, [args[1]])))
 
-    return f32x16(types.float32), emit
+    return f32x16(array, types.intp), emit
 
 
 @intrinsic

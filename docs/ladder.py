@@ -33,11 +33,10 @@ from kernels import (  # noqa: E402
     SUMS,
     dot_mxfp4,
     e8m0,
-    multiply_tiles,
+    flat,
+    multiply,
     rounded_to_int16,
     stream_bf16,
-    unpacked,
-    widen_mxfp4,
 )
 from simd import (  # noqa: E402
     I32,
@@ -264,7 +263,7 @@ def as_it_is(x):
 
 
 def as_unpacked(x):
-    return x[unpacked(len(x))]
+    return x.reshape(-1, 32, 2).swapaxes(1, 2).reshape(-1)
 
 
 def in_two_bytes(x):
@@ -394,12 +393,14 @@ def climb(M, N):
             matmul[threads] = 2 * 2048**3 / best_time(lambda: a @ a)
 
     numba.set_num_threads(ALL)
-    x, y = tokens[:, unpacked(N)], np.empty((TOKENS, M), np.float32)
-    flat = [part.reshape(-1) for part in weight]
-    tasks = [(x, lambda first, tile: widen_mxfp4(*flat, first, tile), M, y)]
-    multiply_tiles(N, tasks)
+    y, all_of_them = np.empty((TOKENS, M), np.float32), np.array([[0, 0, TOKENS]])
+
+    def tiles():
+        multiply(ALL, tokens, all_of_them, *flat(weight), M, y)
+
+    tiles()
     error = error_of(f"tiles, {TOKENS} tokens", y, exact, 2**-24 * N**0.5)
-    return figures, matmul, (error, 2 * M * N * TOKENS / best_time(lambda: multiply_tiles(N, tasks)))
+    return figures, matmul, (error, 2 * M * N * TOKENS / best_time(tiles))
 
 
 # ---- Showing --------------------------------------------------------------------------------------------------------
@@ -512,8 +513,8 @@ def main():
     parser.add_argument("--columns", type=int, default=2880, metavar="N", help="weights a row (default: 2880)")
     parser.add_argument("--picture", metavar="FILE", help="draw the rungs under the roofline (.svg, .png, .pdf)")
     args = parser.parse_args()
-    if args.rows < 1 or args.columns < 64 or args.columns % 64:
-        parser.error(f"expected at least one row of a multiple of 64 columns, found {args.rows} of {args.columns}")
+    if args.rows < 1 or args.rows % 16 or args.columns < 64 or args.columns % 64:
+        parser.error(f"expected a multiple of 16 rows, of 64 columns, found {args.rows} of {args.columns}")
     results = climb(args.rows, args.columns)
     report(args.rows, args.columns, *results)
     if args.picture:

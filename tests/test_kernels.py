@@ -20,8 +20,9 @@ from numba.core.registry import cpu_target
 
 import gptoss
 import kernels
+import simd
 from gptoss import MXFP4, dequantize, quantize_int8, round_to_bf16
-from kernels import FEW, KEYS, place, unpacked
+from kernels import FEW, KEYS, place
 
 U = 2.0**-24
 TOKENS = (1, 2, FEW, FEW + 1, 23)
@@ -80,25 +81,18 @@ def test_e8m0():
     assert np.array_equal(found.astype(np.float32), gptoss.E8M0, equal_nan=True)
 
 
-def as_unpacked(x):
-    return x[:, unpacked(x.shape[1])]
-
-
-def test_place_and_unpacked():
-    """Of each two blocks the even elements and then the odd ones; a last one that is left stays as it is."""
-    for B in (1, 2, 7, 8, 9, 18):
-        expected = []
-        for first in range(0, B // 2 * 64, 64):
-            expected += [*range(first, first + 64, 2), *range(first + 1, first + 64, 2)]
-        expected += range(B // 2 * 64, 32 * B)
-        assert unpacked(32 * B).tolist() == expected
-        assert [expected[place(i, 32 * B)] for i in range(32 * B)] == list(range(32 * B))
+def test_place():
+    """Of each two blocks the even elements and then the odd ones."""
+    expected = []
+    for first in range(0, 320, 64):
+        expected += [*range(first, first + 64, 2), *range(first + 1, first + 64, 2)]
+    assert [expected[place(i)] for i in range(320)] == list(range(320))
 
 
 def in_bytes(n):
     """Integers n [J, N] as dot_mxfp4 gets them: bytes, high ones and low ones, and the offsets; both flat."""
     offsets = -3 * n.reshape(len(n), -1, 32).sum(axis=-1)
-    n = as_unpacked(n)
+    n = n.reshape(len(n), -1, 32, 2).swapaxes(2, 3).reshape(n.shape)
     high = (n + 128) // 256
     return np.stack([high, n - 256 * high], axis=1).astype(np.int8).reshape(-1), offsets.astype(np.float32).reshape(-1)
 
@@ -150,12 +144,12 @@ def test_scales(byte):
     inf as in NumPy, 255 makes all nan, zeros too."""
     rng = np.random.default_rng(byte)
     for B in (2, 9, 10):
-        blocks, scales = frozen(rng.integers(0, 256, (2, B, 16), np.uint8), np.full((2, B), byte, np.uint8))
+        blocks, scales = frozen(rng.integers(0, 256, (16, B, 16), np.uint8), np.full((16, B), byte, np.uint8))
         with np.errstate(over="ignore", invalid="ignore"):
             expected = dequantize(MXFP4(blocks, scales))
-        tile = np.empty((2, 32 * B), np.float32)
+        tile = np.empty(16 * 32 * B, np.float32)
         kernels.widen_mxfp4(blocks.reshape(-1), scales.reshape(-1), 0, tile)
-        assert np.array_equal(tile, as_unpacked(expected), equal_nan=True)
+        assert np.array_equal(tile.reshape(-1, 16).T, expected, equal_nan=True)
         if B % 2:
             continue
         n = rng.integers(-3, 4, (1, 32 * B))
@@ -170,46 +164,84 @@ def test_scales(byte):
             assert byte < 255 or np.isnan(found)
 
 
-@pytest.mark.parametrize(("rows", "B"), [(1, 1), (3, 2), (17, 5), (2, 90)])
-def test_widen_tiles(rows, B):
-    """A tile from the middle of the weights, exactly: bf16, int8, MXFP4."""
-    rng, N = np.random.default_rng(rows), 32 * B
-    tile = np.empty((rows, N), np.float32)
-    weight = bf16(rng, rows + 7, N)
-    kernels.widen_bf16(weight, 3, tile)
-    assert np.array_equal(tile, gptoss.widen(weight)[3 : 3 + rows])
+@pytest.mark.parametrize(("M", "row", "B"), [(16, 0, 1), (48, 16, 3), (80, 64, 5), (32, 16, 90)])
+def test_widen_rows(M, row, B):
+    """Sixteen rows side by side, exactly: bf16, int8, MXFP4."""
+    rng, N = np.random.default_rng(M), 32 * B
+    tile = np.empty(16 * N, np.float32)
+
+    def widened(weight, scales):
+        widen_rows(weight, scales, row, tile)
+        return tile.reshape(N, 16).T
+
+    weight = bf16(rng, M, N)
+    assert np.array_equal(widened(weight, kernels.NONE), gptoss.widen(weight)[row : row + 16])
     weight = quantize_int8(weight)
-    kernels.widen_int8(*weight, 3, tile)
-    assert np.array_equal(tile, (weight.values * np.repeat(weight.scales, 32, axis=1))[3 : 3 + rows])
-    weight = mxfp4(rng, rows + 7, N)
-    kernels.widen_mxfp4(weight.blocks.reshape(-1), weight.scales.reshape(-1), 3, tile)
-    assert np.array_equal(tile, as_unpacked(dequantize(weight))[3 : 3 + rows])
+    expected = weight.values * np.repeat(weight.scales, 32, axis=1)
+    assert np.array_equal(widened(*weight), expected[row : row + 16])
+    weight = mxfp4(rng, M, N)
+    assert np.array_equal(widened(*kernels.flat(weight)), dequantize(weight)[row : row + 16])
 
 
-def test_widen_int8_with_a_short_last_block():
-    weight = quantize_int8(bf16(np.random.default_rng(0), 9, 75))
-    assert weight.scales.shape == (9, 3)
-    tile = np.empty((4, 75), np.float32)
-    kernels.widen_int8(*weight, 5, tile)
-    assert np.array_equal(tile, (weight.values * np.repeat(weight.scales, 32, axis=1)[:, :75])[5:])
+def test_widen_rows_that_are_not_there():
+    """Of 19 rows of 75 (int8: a short last block) the second sixteen has three, and the last one fills it."""
+    weight, tile = bf16(np.random.default_rng(0), 19, 75), np.empty(16 * 75, np.float32)
+    rows = [16, 17, *[18] * 14]
+    widen_rows(weight, kernels.NONE, 16, tile)
+    assert np.array_equal(tile.reshape(75, 16).T, gptoss.widen(weight)[rows])
+    weight = quantize_int8(weight)
+    assert weight.scales.shape == (19, 3)
+    widen_rows(*weight, 16, tile)
+    assert np.array_equal(tile.reshape(75, 16).T, (weight.values * np.repeat(weight.scales, 32, axis=1)[:, :75])[rows])
+
+
+def test_transpose():
+    """At any address and any stride."""
+    array, columns = np.random.default_rng(0).integers(0, 256, 1000, np.uint8), np.empty(256, np.uint8)
+    for i, stride in ((0, 16), (5, 16), (3, 61), (980, 0)):
+        transpose(array, i, stride, columns)
+        rows = [array[i + r * stride : i + r * stride + 16] for r in range(16)]
+        assert np.array_equal(columns.reshape(16, 16), np.transpose(rows))
+
+
+def test_group():
+    """Against NumPy's stable sort: some experts for all, some for none."""
+    rng = np.random.default_rng(1)
+    for T, E, K in ((1, 5, 1), (1, 32, 4), (7, 5, 3), (50, 8, 2), (3, 4, 4)):
+        chosen = np.stack([rng.permutation(E)[:K] for _ in range(T)])
+        tokens, places, groups = kernels.group(chosen, E)
+        order = np.argsort(chosen, axis=None, kind="stable")
+        assert np.array_equal(tokens, order // K) and np.array_equal(order[places], np.arange(T * K).reshape(T, K))
+        found, first = np.unique(chosen.reshape(-1)[order], return_index=True)
+        assert np.array_equal(groups, np.stack([found, first, [*first[1:], T * K]], axis=1))
+
+
+@njit
+def widen_rows(weight, scales, row, tile):
+    kernels.widen_rows(weight, scales, row, tile)
+
+
+@njit
+def transpose(array, i, stride, columns):
+    simd.transpose(array, i, stride, columns)
 
 
 def rounded(x):
     """What round_to_int16 makes of x [J, N], as x stands: integers [J, N], offsets and scales [J, N/32]."""
     parts, offsets, scales = kernels.rounded_to_int16(x)
     n = 256 * parts[:, 0].astype(np.int64) + parts[:, 1]
-    return n[:, [place(i, x.shape[1]) for i in range(x.shape[1])]], offsets, scales
+    return n[:, [place(i) for i in range(x.shape[1])]], offsets, scales
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-3, 1, 1e4, 1e30])
 def test_round_to_int16(size):
     """To the nearest of 65,279 steps: half a step off, and 0.004 for float32's rounding of a number near 32,639."""
     rng, most = np.random.default_rng(1), 127 * 256 + 127
-    x = normal(rng, 5, 96) * np.float32(size)
+    x = normal(rng, 5, 128) * np.float32(size)
     x[2, 32:64] = 0
     x[3, 5] = 100 * size
     n, offsets, scales = rounded(x)
-    blocks, n = x.reshape(5, 3, 32).astype(np.float64), n.reshape(5, 3, 32)
+    blocks, n = x.reshape(5, 4, 32).astype(np.float64), n.reshape(5, 4, 32)
     peak = np.abs(blocks).max(-1)
     assert np.array_equal(np.abs(n).max(-1), np.where(peak > 0, most, 0))
     np.testing.assert_allclose(scales, peak / most / 2, rtol=4 * U)
@@ -221,7 +253,7 @@ def test_round_to_int16(size):
 
 def test_round_to_int16_of_almost_nothing():
     """Where 32639 / peak would overflow all is taken for 0."""
-    n, offsets, scales = rounded(np.full((1, 32), 1e-40, np.float32))
+    n, offsets, scales = rounded(np.full((1, 64), 1e-40, np.float32))
     assert not n.any() and not offsets.any() and 0 <= scales[0, 0] <= 1e-44
 
 
@@ -272,15 +304,14 @@ def test_linear_in_integers_is_exact(M, N):
         assert np.array_equal(gptoss.linear(x, quantized), exact)
 
 
-def test_linear_at_the_edges_of_tiles(monkeypatch):
+def test_linear_at_the_edges_of_tiles():
+    """Sixteen rows and six tokens at a time."""
     rng, N = np.random.default_rng(3), 40
-    for tile, rows in ((1, 16), (50 * N, 48)):
-        monkeypatch.setattr(kernels, "TILE", tile)
-        for M in (rows - 1, rows, rows + 1, 2 * rows, 5 * rows + 3):
-            weight, x = rng.integers(-7, 8, (M, N)).astype(np.float32), rng.integers(-9, 9, (9, N)).astype(np.float32)
-            assert np.array_equal(kernels.linear(x, frozen(round_to_bf16(weight))), x @ weight.T)
-            ones = np.ones((M, 2), np.float32)
-            assert np.array_equal(kernels.linear(x, gptoss.Int8(weight.astype(np.int8), ones)), x @ weight.T)
+    for M, T in itertools.product((1, 15, 16, 17, 31, 32, 33, 100), (FEW + 1, 12, 13, 17, 18, 19)):
+        weight, x = rng.integers(-7, 8, (M, N)).astype(np.float32), rng.integers(-9, 9, (T, N)).astype(np.float32)
+        assert np.array_equal(kernels.linear(x, frozen(round_to_bf16(weight))), x @ weight.T)
+        ones = np.ones((M, 2), np.float32)
+        assert np.array_equal(kernels.linear(x, gptoss.Int8(weight.astype(np.int8), ones)), x @ weight.T)
 
 
 def test_linear_of_mapped_rows_and_strided_x(tmp_path):
@@ -319,53 +350,67 @@ EXPERTS = [(32, 64, 3, 2), (64, 32, 2, 1), (96, 64, 7, 4), (160, 96, 5, 3),  # a
            (192, 64, 7, 4), (320, 128, 5, 3), (64, 832, 6, 6), (2880, 1408, 3, 2)]
 
 
+@pytest.fixture(params=["streamed", "widened"])
+def path(request, monkeypatch):
+    """Forces one of the two ways and names it: the fastest is chosen by how many tokens an expert has on average."""
+    monkeypatch.setattr(kernels, "FEW", 10**9 if request.param == "streamed" else 0)
+    return request.param
+
+
+def tolerance(path, N, F):
+    return FEW_TOLERANCE if path == "streamed" else many_tolerance(N, F)
+
+
 @pytest.mark.parametrize(("N", "F", "E", "K"), EXPERTS)
-def test_experts(N, F, E, K):
+def test_experts(N, F, E, K, path):
     rng = np.random.default_rng(N)
     layer = expert_layer(rng, E, N, F)
     for T in TOKENS:
         x = normal(rng, T, N)
-        chosen, weights = gptoss.route(normal(rng, T, E), K)  # `chosen` is a slice, not contiguous
+        chosen, weights = gptoss.route(normal(rng, T, E), K)
         found, expected = (o.experts(x, chosen, weights, layer, 7.0) for o in (kernels, gptoss))
-        close(found, expected, FEW_TOLERANCE if T <= FEW else many_tolerance(N, F))
+        close(found, expected, tolerance(path if N % 64 == F % 64 == 0 else "widened", N, F))
 
 
-@pytest.mark.parametrize("T", TOKENS)
-def test_experts_one_for_all_and_some_for_none(T):
+@pytest.mark.parametrize("T", [1, 2, 5, 6, 7, 12, 13])  # six tokens are widened for at once
+def test_experts_one_for_all_and_some_for_none(T, path):
     rng = np.random.default_rng(T)
     layer = expert_layer(rng, 6, 192, 64)
     x, weights = normal(rng, T, 192), np.tile(np.float32([0.7, 0.3]), (T, 1))
-    tolerance = FEW_TOLERANCE if T <= FEW else many_tolerance(192, 64)
     for pick in ([0, 5], [5, 0], [3, 2]):
         chosen = np.tile(pick, (T, 1))
         found, expected = (o.experts(x, chosen, weights, layer, 7.0) for o in (kernels, gptoss))
-        close(found, expected, tolerance)
+        close(found, expected, tolerance(path, 192, 64))
     alone = [kernels.experts(x[t : t + 1], chosen[:1], weights[:1], layer, 7.0)[0] for t in range(T)]
-    close(np.stack(alone), expected, FEW_TOLERANCE)
+    close(np.stack(alone), expected, tolerance(path, 192, 64))
+
+
+def test_experts_choose_their_path(monkeypatch):
+    """Streamed for up to FEW tokens of an expert on average, of those experts that have any; and in pairs of blocks."""
+    paths, rng = [], np.random.default_rng(5)
+    for name in ("stream_down", "multiply"):
+        real = getattr(kernels, name)
+        monkeypatch.setattr(kernels, name, lambda *args, name=name, real=real: paths.append(name) or real(*args))
+    for T, N, F, expected in ((FEW, 64, 128, ["stream_down"]), (FEW + 1, 64, 128, 2 * ["multiply"]),
+                              (1, 96, 128, 2 * ["multiply"]), (1, 64, 160, 2 * ["multiply"])):
+        layer, x = expert_layer(rng, 5, N, F), normal(rng, T, N)
+        paths.clear()
+        kernels.experts(x, np.tile([4, 2], (T, 1)), np.full((T, 2), 0.5, np.float32), layer, 7.0)
+        assert paths == expected
 
 
 @pytest.mark.parametrize("limit", [0.05, 0.5, 1e6])
-def test_experts_clamp(limit):
+def test_experts_clamp(limit, path):
     """Gate above, up on both sides: most of them at the limit, or none."""
     rng = np.random.default_rng(6)
     layer = expert_layer(rng, 3, 192, 64)
     for T in (2, 9):
         x, (chosen, weights) = 3 * normal(rng, T, 192), gptoss.route(normal(rng, T, 3), 2)
         found, expected = (o.experts(x, chosen, weights, layer, limit) for o in (kernels, gptoss))
-        close(found, expected, FEW_TOLERANCE if T <= FEW else many_tolerance(192, 64))
+        close(found, expected, tolerance(path, 192, 64))
 
 
-def test_experts_at_the_edges_of_tiles(monkeypatch):
-    rng = np.random.default_rng(7)
-    layer = expert_layer(rng, 5, 96, 64)
-    x, (chosen, weights) = normal(rng, 13, 96), gptoss.route(normal(rng, 13, 5), 2)
-    expected = gptoss.experts(x, chosen, weights, layer, 7.0)
-    for tile in (1, 48 * 96, 64 * 96, 80 * 96, 96 * 96, 128 * 96):  # of 128 and 96 rows: parts, all, more than all
-        monkeypatch.setattr(kernels, "TILE", tile)
-        close(kernels.experts(x, chosen, weights, layer, 7.0), expected, many_tolerance(96, 64))
-
-
-def test_experts_at_odd_addresses():
+def test_experts_at_odd_addresses(path):
     """Bytes have no alignment: packed weights may begin anywhere in a file."""
     rng = np.random.default_rng(8)
     layer = expert_layer(rng, 3, 192, 64)
@@ -385,7 +430,7 @@ def test_experts_at_odd_addresses():
 
 
 @pytest.mark.parametrize("T", [2, 9])
-def test_experts_do_not_hide_nan(T):
+def test_experts_do_not_hide_nan(T, path):
     """A scale byte of 255 in either projection, or a broken x, shows in every output that depends on it, only there."""
     rng = np.random.default_rng(9)
     layer = expert_layer(rng, 3, 64, 192)
@@ -522,7 +567,7 @@ def all_operations():
     rng = np.random.default_rng(15)
     weight, layer, sinks = bf16(rng, 133, 192), expert_layer(rng, 5, 192, 64), bf16(rng, 6)
     results = {}
-    for T in (1, 3, 9):
+    for T in (1, 3, 40):
         x, (chosen, weights) = normal(rng, T, 192), gptoss.route(normal(rng, T, 5), 2)
         results[f"linear, bf16, {T}"] = kernels.linear(x, weight)
         results[f"linear, int8, {T}"] = kernels.linear(x, quantize_int8(weight))
@@ -537,12 +582,12 @@ def exact_dots():
     rng, B = np.random.default_rng(16), 4
     peak = 2**24 // (32 * 24 * B)
     w, n = mxfp4(rng, 64, 32 * B, low=127, high=128), rng.integers(-peak, peak + 1, (64, 32 * B))
-    (x, offsets), halves, tile = in_bytes(n), np.full(64 * B, 0.5, np.float32), np.empty((64, 32 * B), np.float32)
-    blocks, scales = w.blocks.reshape(-1), w.scales.reshape(-1)
-    kernels.widen_mxfp4(blocks, scales, 0, tile)
+    (x, offsets), halves, tile = in_bytes(n), np.full(64 * B, 0.5, np.float32), np.empty(16 * 32 * B, np.float32)
+    blocks, scales = kernels.flat(w)
+    kernels.widen_mxfp4(blocks, scales, 48, tile)
     dots = [kernels.dot_mxfp4(blocks, scales, j, x, offsets, halves, j, B) for j in range(64)]
     exact = np.einsum("jn,jn->j", dequantize(w).astype(np.float64), n)
-    assert np.array_equal(dots, exact) and np.array_equal(tile, as_unpacked(dequantize(w)))
+    assert np.array_equal(dots, exact) and np.array_equal(tile.reshape(-1, 16).T, dequantize(w)[48:])
     return {"dots": np.float32(dots), "tile": tile}
 
 
