@@ -83,7 +83,7 @@ def limits(threads):
     import numba
 
     numba.set_num_threads(threads)
-    import kernels  # only now: it holds BLAS to one thread
+    import kernels
 
     weight, x = np.ones((100_000, 2880), np.uint16), np.ones((1, 2880), np.float32)  # far larger than any cache
     y = np.empty((1, len(weight)), np.float32)

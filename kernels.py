@@ -59,7 +59,7 @@ from simd import (
     zeros_i32x8,
 )
 
-FEW = 10  # a weight that is used for up to so many tokens is streamed for each; for more it is widened once
+FEW = 16  # a weight that is used for up to so many tokens is streamed for each; for more it is widened once
 AHEAD = 2048  # bytes of packed weights between what is computed and what is fetched
 SUMS = {"reassoc", "contract", "nsz"}  # sums in any order, so that their loops become vector code; inf and nan stay
 
@@ -277,12 +277,14 @@ def widen_int8(values, scales, row, tile):
 @jit
 def widen_mxfp4(blocks, scales, row, tile):
     """The same of packed weights, flat; they have whole sixteens of rows."""
-    B, columns, powers = len(tile) // 512, np.empty(256, np.uint8), np.empty(16, np.float32)
+    B, columns = len(tile) // 512, np.empty(256, np.uint8)
+    powers = np.empty(16 * B, np.float32)
+    for r in range(16):
+        for b in range(B):
+            powers[16 * b + r] = e8m0(scales[(row + r) * B + b]) * np.float32(0.5)  # undoes the doubling in look_up
     for b in range(B):
         transpose(blocks, 16 * (row * B + b), 16 * B, columns)
-        for r in range(16):
-            powers[r] = e8m0(scales[(row + r) * B + b]) * np.float32(0.5)  # undoes the doubling in look_up
-        scale = load_f32x16(powers, 0)
+        scale = load_f32x16(powers, 16 * b)
         for i in range(0, 16, 2):  # bytes i and i + 1 of all sixteen: elements 2i to 2i + 3
             packed, at = load_u8x32(columns, 16 * i), 512 * b + 32 * i
             even, odd = look_up(low_nibbles(packed)), look_up(high_nibbles(packed))

@@ -166,9 +166,10 @@ def transpose(typing, array, i, stride, columns):
             at = builder.add(at, args[2])
         for _ in range(4):  # row k and row k + 8 take turns, byte by byte: four times, and every byte is in its place
             rows = [take_turns(builder, rows[k], rows[k + 8], half) for k in range(8) for half in (0, 8)]
-        for k, row in enumerate(rows):
+        for k in range(0, 16, 2):  # two at a time, as they will be read: smaller stores would have to be waited for
+            both = builder.shuffle_vector(*rows[k : k + 2], ir.Constant(ir.VectorType(I32, 32), list(range(32))))
             address = builder.gep(out, [ir.Constant(ir.IntType(64), 16 * k)])
-            builder.store(row, builder.bitcast(address, row_type.as_pointer()), align=1)
+            builder.store(both, builder.bitcast(address, both.type.as_pointer()), align=1)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.intp, columns), emit
