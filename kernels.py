@@ -9,7 +9,7 @@ is used once or twice, so speed is memory bandwidth: stream each weight once, pa
 many tokens (a prompt) it is arithmetic: some rows of weights are widened to float32 in cache and meet all tokens there.
 """
 
-import math
+import math  # ruff: noqa: I001 (names of simd.py, not one on each line)
 
 import numba
 import numpy as np
@@ -17,46 +17,11 @@ from numba import njit, prange, types
 from numba.extending import overload
 
 from simd import (
-    OFFSET,
-    add,
-    block_scales,
-    dot,
-    first_to_float,
-    fma,
-    high_nibbles,
-    larger,
-    largest_lane,
-    last_to_float,
-    load_f32x8,
-    load_f32x16,
-    load_i8x32,
-    load_one_widened,
-    load_pair_f32x8,
-    load_pair_u8x8,
-    load_splat,
-    load_u8x8,
-    load_u8x32,
-    load_widened,
-    look_up,
-    look_up_offset,
-    low_nibbles,
-    power_of_two,
-    prefetch,
-    splat,
-    spread_0_1,
-    spread_2_3,
-    spread_4_5,
-    spread_6_7,
-    store,
-    sum_lanes,
-    times,
-    times_256,
-    to_float,
-    to_whole,
-    transpose,
-    zeros_f32x8,
-    zeros_f32x16,
-    zeros_i32x8,
+    OFFSET, add, block_scales, dot, first_to_float, fma, high_nibbles, larger, largest_lane, last_to_float, load_f32x8,
+    load_f32x16, load_i8x32, load_one_widened, load_pair_f32x8, load_pair_u8x8, load_splat, load_u8x8, load_u8x32,
+    load_widened, look_up, look_up_offset, low_nibbles, power_of_two, prefetch, splat, spread_0_1, spread_2_3,
+    spread_4_5, spread_6_7, store, sum_lanes, times, times_256, to_float, to_whole, transpose, zeros_f32x8,
+    zeros_f32x16, zeros_i32x8,
 )
 
 FEW = 16  # a weight that is used for up to so many tokens is streamed for each; for more it is widened once
@@ -305,27 +270,16 @@ def widen_rows_compiled(weight, scales, row, tile):
 
 
 @inline_jit
-def six_tokens(x, t, last, N, tile, out):
-    """out [6, 16] = tokens t to t + 5 of x, at most `last`, times the tile's sixteen rows. Both are flat.
-
-    Six sums for sixteen rows each: as many as the registers hold. One load of the tile serves six multiplications.
+def four_by_sixteen(x, a, b, c, d, N, tile, at, stride):
+    """Four rows of x, from a, b, c and d on, times a tile [N, 16] -> four float32[16]. Both are flat; the tile begins
+    at `at`, its rows are `stride` apart. Four sums stay in registers, and one load of the tile serves all of them.
     """
-    a, b, c, d, e, f = t * N, (t + 1) * N, (t + 2) * N, (t + 3) * N, (t + 4) * N, (t + 5) * N
-    end = last * N
-    b, c, d, e, f = min(b, end), min(c, end), min(d, end), min(e, end), min(f, end)
-    A, B, C = zeros_f32x16(), zeros_f32x16(), zeros_f32x16()
-    D, E, F = zeros_f32x16(), zeros_f32x16(), zeros_f32x16()
+    A, B, C, D = zeros_f32x16(), zeros_f32x16(), zeros_f32x16(), zeros_f32x16()
     for n in range(N):
-        w = load_f32x16(tile, 16 * n)
+        w = load_f32x16(tile, at + stride * n)
         A, B = fma(w, load_splat(x, a + n), A), fma(w, load_splat(x, b + n), B)
         C, D = fma(w, load_splat(x, c + n), C), fma(w, load_splat(x, d + n), D)
-        E, F = fma(w, load_splat(x, e + n), E), fma(w, load_splat(x, f + n), F)
-    store(out, 0, A)
-    store(out, 16, B)
-    store(out, 32, C)
-    store(out, 48, D)
-    store(out, 64, E)
-    store(out, 80, F)
+    return A, B, C, D
 
 
 @parallel_jit
@@ -337,14 +291,19 @@ def multiply(workers, x, groups, weight, scales, M, y):
     N = x.shape[1]
     x = x.reshape(-1)
     for worker in prange(workers):
-        tile, out = np.empty(16 * N, np.float32), np.empty(96, np.float32)
+        tile, out = np.empty(16 * N, np.float32), np.empty(64, np.float32)
         for g in range(len(groups)):
             e, first, last = groups[g]
             for row in range(16 * worker, M, 16 * workers):
                 widen_rows(weight, scales, e * M + row, tile)
-                for t in range(first, last, 6):
-                    six_tokens(x, t, last - 1, N, tile, out)
-                    for i in range(min(6, last - t)):
+                for t in range(first, last, 4):
+                    a, b, c, d = N * t, N * min(t + 1, last - 1), N * min(t + 2, last - 1), N * min(t + 3, last - 1)
+                    A, B, C, D = four_by_sixteen(x, a, b, c, d, N, tile, 0, 16)
+                    store(out, 0, A)
+                    store(out, 16, B)
+                    store(out, 32, C)
+                    store(out, 48, D)
+                    for i in range(min(4, last - t)):
                         for r in range(min(16, M - row)):
                             y[t + i, row + r] = out[16 * i + r]
 
@@ -463,9 +422,8 @@ def exp(x):
 
 
 @jit
-def widen_step(x, at, n, D, rows):
+def widen_step(x, at, n, D, P, rows):
     """rows, flat [KEYS, P]: the first n = n rows of D numbers that lie at x's element `at`, in float32; D <= P."""
-    P = len(rows) // KEYS
     whole = D // 16 * 16
     for s in range(n):
         for d in range(0, whole, 16):
@@ -475,30 +433,65 @@ def widen_step(x, at, n, D, rows):
 
 
 @jit
-def look_at(queries, keys, values, a, b, row, P, p, peak, total, sums):
-    """One step of one row: keys and values a to b - 1 join its peak, total and sums."""
-    p[:] = -np.inf
-    for s in range(a, b):
-        lanes = zeros_f32x16()
-        for d in range(0, P, 16):
-            lanes = fma(load_f32x16(queries, row * P + d), load_f32x16(keys, s * P + d), lanes)
-        p[s] = sum_lanes(lanes)
-    new = max(peak[row], largest_lane(larger(load_f32x16(p, 0), load_f32x16(p, 16))))
-    shrink = np.exp(peak[row] - new)  # what was summed so far was relative to the old peak
-    lanes = zeros_f32x16()
-    for s in range(0, KEYS, 16):
-        e = exp(add(load_f32x16(p, s), splat(-new)))
-        store(p, s, e)
-        lanes = add(lanes, e)
-    peak[row], total[row] = new, total[row] * shrink + sum_lanes(lanes)
-    for d in range(0, P, 32):  # two sums at a time: a single one would wait for itself
-        left = times(load_f32x16(sums, row * P + d), splat(shrink))
-        right = times(load_f32x16(sums, row * P + d + 16), splat(shrink))
-        for s in range(a, b):
-            left = fma(splat(p[s]), load_f32x16(values, s * P + d), left)
-            right = fma(splat(p[s]), load_f32x16(values, s * P + d + 16), right)
-        store(sums, row * P + d, left)
-        store(sums, row * P + d + 16, right)
+def widen_columns(x, at, n, D, columns, tile):
+    """tile, flat [D, 16]: the same of up to sixteen rows, side by side."""
+    L = 16 // x.itemsize  # numbers that `transpose` takes of a row
+    if n < 16 or D % L:
+        for s in range(n):
+            for d in range(D):
+                tile[16 * d + s] = load_one_widened(x, at + s * D + d)
+        return
+    for first in range(0, D, L):
+        transpose(x, at + first, D, columns)
+        for d in range(L):
+            store(tile, 16 * (first + d), load_widened(columns, 16 * d))
+
+
+@inline_jit
+def fetch(k, v, first, last):
+    """Asks for elements first to last - 1 of both, a cache line of 64 bytes at a time."""
+    for i in range(first, last, 64 // k.itemsize):
+        prefetch(k, i)
+        prefetch(v, i)
+
+
+@jit
+def weigh(queries, row, keys, seen, P, p, shrink, peak, total):
+    """p [4, KEYS] = e^(score - peak) of rows `row` to row + 3 with a step's keys, of which row + i sees keys seen[i, 0]
+    to seen[i, 1] - 1. Where the peak rises, what was summed so far is to be multiplied by shrink [4]."""
+    q = row * P
+    for half in range(0, KEYS, 16):
+        a, b, c, d = four_by_sixteen(queries, q, q + P, q + 2 * P, q + 3 * P, P, keys, half * P, 16)
+        store(p, half, a)
+        store(p, half + KEYS, b)
+        store(p, half + 2 * KEYS, c)
+        store(p, half + 3 * KEYS, d)
+    for i in range(4):
+        first, last, at = seen[i, 0], seen[i, 1], i * KEYS
+        p[at : at + first] = -np.inf
+        p[at + last : at + KEYS] = -np.inf
+        left, right, shrink[i] = zeros_f32x16(), zeros_f32x16(), 1
+        if first < last:
+            left, right = load_f32x16(p, at), load_f32x16(p, at + 16)
+            new = max(peak[row + i], largest_lane(larger(left, right)))
+            if new > peak[row + i]:
+                shrink[i] = np.exp(peak[row + i] - new)
+            left, right = exp(add(left, splat(-new))), exp(add(right, splat(-new)))
+            peak[row + i], total[row + i] = new, total[row + i] * shrink[i] + sum_lanes(add(left, right))
+        store(p, at, left)
+        store(p, at + 16, right)
+
+
+@jit
+def gather(p, shrink, values, row, P, sums):
+    """Rows `row` to row + 3 of sums [.., P], shrunk, and to them p [4, KEYS] @ values [KEYS, P]."""
+    for first in range(0, P, 16):
+        at = row * P + first
+        a, b, c, d = four_by_sixteen(p, 0, KEYS, 2 * KEYS, 3 * KEYS, KEYS, values, first, P)
+        store(sums, at, fma(load_f32x16(sums, at), splat(shrink[0]), a))
+        store(sums, at + P, fma(load_f32x16(sums, at + P), splat(shrink[1]), b))
+        store(sums, at + 2 * P, fma(load_f32x16(sums, at + 2 * P), splat(shrink[2]), c))
+        store(sums, at + 3 * P, fma(load_f32x16(sums, at + 3 * P), splat(shrink[3]), d))
 
 
 @parallel_jit
@@ -507,32 +500,43 @@ def attend(q, k, v, sinks, window, out):
 
     The sink is where the pass begins: a first key whose logit is known and whose value is zero. A thread takes a few
     queries of the H/G heads that share a key (R rows a query) and widens each step's keys and values once for all of
-    them. A head is padded to a multiple of 32 with zeros, which change neither products nor sums.
+    them. A head is padded to a multiple of 16 with zeros, which change neither products nor sums, and rows to one of 4.
     """
     T, H, D = q.shape
     G, S, _ = k.shape
-    R, P, stride = H // G, (D + 31) // 32 * 32, k.strides[0] // k.itemsize
+    R, P, stride = H // G, (D + 15) // 16 * 16, k.strides[0] // k.itemsize
     scale = np.float32(1 / math.sqrt(D))
     for task in prange((T + QUERIES - 1) // QUERIES * G):
         t, g = task // G * QUERIES, task % G
         rows = min(QUERIES, T - t) * R
-        queries, sums = np.zeros(rows * P, np.float32), np.zeros(rows * P, np.float32)
-        peak, total = np.empty(rows, np.float32), np.ones(rows, np.float32)
-        keys, values, p = np.zeros(KEYS * P, np.float32), np.zeros(KEYS * P, np.float32), np.empty(KEYS, np.float32)
+        padded = (rows + 3) // 4 * 4
+        queries, sums = np.zeros(padded * P, np.float32), np.zeros(padded * P, np.float32)
+        peak, total, seen = np.zeros(padded, np.float32), np.ones(padded, np.float32), np.empty((4, 2), np.int64)
+        keys, values = np.zeros(KEYS * P, np.float32), np.zeros(KEYS * P, np.float32)
+        p, shrink, columns = np.empty(4 * KEYS, np.float32), np.empty(4, np.float32), np.empty(16 * 8, k.dtype)
         for row in range(rows):
             peak[row] = widen(sinks[g * R + row % R])
             for d in range(D):
                 queries[row * P + d] = q[t + row // R, g * R + row % R, d] * scale
         begin, end = max(0, S - T + t - window + 1), S - T + t + rows // R
         for first in range(begin, end, KEYS):
-            n = min(KEYS, end - first)
-            widen_step(k, g * stride + first * D, n, D, keys)
-            widen_step(v, g * stride + first * D, n, D, values)
-            for row in range(rows):
-                position = S - T + t + row // R
-                a, b = max(0, position - window + 1 - first), min(n, position + 1 - first)
-                if a < b:  # of these keys the query sees a to b - 1
-                    look_at(queries, keys, values, a, b, row, P, p, peak, total, sums)
+            n, at = min(KEYS, end - first), g * stride + first * D
+            for half in range(0, n, 16):
+                widen_columns(k, at + half * D, min(16, n - half), D, columns, keys[half * P :])
+            widen_step(v, at, n, D, P, values)
+            for row in range(0, padded, 4):
+                # Meanwhile the next step's, a part at a time: all at once they would have to be waited for.
+                ahead, part = at + (KEYS + KEYS * row // padded) * D, KEYS * D * 2 // padded
+                fetch(k, v, ahead, ahead + part)
+                for i in range(4):
+                    position = S - T + t + (row + i) // R
+                    seen[i, 0] = min(max(0, position - window + 1 - first), KEYS)
+                    seen[i, 1] = min(n, position + 1 - first) if row + i < rows else 0
+                    if seen[i, 0] >= seen[i, 1]:
+                        seen[i] = KEYS, KEYS
+                weigh(queries, row, keys, seen, P, p, shrink, peak, total)
+                fetch(k, v, ahead + part, ahead + 2 * part)
+                gather(p, shrink, values, row, P, sums)
         for row in range(rows):
             for d in range(D):
                 out[t + row // R, g * R + row % R, d] = sums[row * P + d] / total[row]

@@ -156,19 +156,21 @@ def store(typing, array, i, v):
 
 @intrinsic
 def transpose(typing, array, i, stride, columns):
-    """Sixteen rows of 16 bytes, at i, i + stride, ... of an array, become the columns of another, [16, 16], flat."""
+    """Sixteen rows of 16 bytes, L numbers each, at i, i + stride, ... of an array: columns [L, 16], flat, are the same
+    the other way round."""
 
     def emit(context, builder, signature, args):
         data, out = (context.make_array(signature.args[k])(context, builder, args[k]).data for k in (0, 3))
-        row_type, at, rows = lowered(u8x16), args[1], []
+        L = 16 // context.get_abi_sizeof(data.type.pointee)
+        row_type, at, rows = ir.VectorType(data.type.pointee, L), args[1], []
         for _ in range(16):
             rows.append(builder.load(builder.bitcast(builder.gep(data, [at]), row_type.as_pointer()), align=1))
             at = builder.add(at, args[2])
-        for _ in range(4):  # row k and row k + 8 take turns, byte by byte: four times, and every byte is in its place
-            rows = [take_turns(builder, rows[k], rows[k + 8], half) for k in range(8) for half in (0, 8)]
+        for _ in range(4):  # rows k and k + 8 take turns, number by number: four times, and each is in its place
+            rows = [take_turns(builder, rows[k], rows[k + 8], half) for k in range(8) for half in (0, L // 2)]
         for k in range(0, 16, 2):  # two at a time, as they will be read: smaller stores would have to be waited for
-            both = builder.shuffle_vector(*rows[k : k + 2], ir.Constant(ir.VectorType(I32, 32), list(range(32))))
-            address = builder.gep(out, [ir.Constant(ir.IntType(64), 16 * k)])
+            both = builder.shuffle_vector(*rows[k : k + 2], ir.Constant(ir.VectorType(I32, 2 * L), list(range(2 * L))))
+            address = builder.gep(out, [ir.Constant(ir.IntType(64), L * k)])
             builder.store(both, builder.bitcast(address, both.type.as_pointer()), align=1)
         return context.get_dummy_value()
 
@@ -176,9 +178,10 @@ def transpose(typing, array, i, stride, columns):
 
 
 def take_turns(builder, a, b, first):
-    """u8x16 a and b -> lane `first` of a, the same of b, the next of a, ...: eight of each."""
-    picked = [lane for k in range(first, first + 8) for lane in (k, 16 + k)]
-    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, 16), picked))
+    """Vectors a and b of L lanes -> lane `first` of a, the same of b, the next of a, ...: half of each."""
+    L = a.type.count
+    picked = [lane for k in range(first, first + L // 2) for lane in (k, L + k)]
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, L), picked))
 
 
 @intrinsic

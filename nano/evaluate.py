@@ -15,6 +15,7 @@ import random
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numba
 
@@ -62,16 +63,31 @@ def wilson(right, n, z=1.96):
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
+class Score(NamedTuple):
+    """Of `each` problems: right answers, tokens of thought in all, and of the first attempts at high effort the right
+    ones and those of them that were doubted."""
+
+    right: int
+    length: int
+    first: int
+    doubted: int
+
+
 def measure(model, tokenizer, task, effort, each):
-    """-> right answers, tokens of thought in all, and of the high efforts: right first attempts that were doubted."""
-    right = length = alarms = 0
+    """-> Score of a task at an effort."""
+    right = length = first = doubted = 0
     for problem, question in problems(task, each):
         thought, answer, n = reply(model, tokenizer, prompt(tokenizer, question, effort))
         right += answer.strip() == problem.answer
         length += n
-        clean = tasks.think(problem, effort)
-        alarms += effort == "high" and "Again:" in thought and thought.split("\nCheck")[0] == clean.split("\nCheck")[0]
-    return right, length, alarms
+        attempt = effort == "high" and before_check(thought) == before_check(tasks.think(problem, effort))
+        first += attempt
+        doubted += attempt and "\nAgain:" in thought
+    return Score(right, length, first, doubted)
+
+
+def before_check(thought):
+    return thought.split("\nCheck")[0]
 
 
 def recover(model, tokenizer, task, each):
@@ -83,10 +99,9 @@ def recover(model, tokenizer, task, each):
         thought = tasks.plain(problem.high(random.Random(i)))
         if "\nAgain:" not in thought:               # no slip that the check could notice
             continue
-        tokens = prompt(tokenizer, question,
-                        "high") + header + tokenizer.encode(thought.split("\nCheck")[0] + "\nCheck")
+        begun = tokenizer.encode(before_check(thought) + "\nCheck")
         n += 1
-        right += reply_after(model, tokenizer, tokens) == problem.answer
+        right += reply_after(model, tokenizer, prompt(tokenizer, question, "high") + header + begun) == problem.answer
     return right, n
 
 
@@ -108,14 +123,14 @@ def percent(right, n):
 
 
 def table(results, each):
-    """{(task, effort): (right, length, alarms)} as markdown."""
+    """{(task, effort): Score} as markdown."""
     names = list(dict.fromkeys(task for task, _ in results))
     lines = ["| task | low | medium | high | tokens of thought: medium | high |", "|---|---|---|---|---|---|"]
     for name in [*names, "**all**"]:
         part = names if name == "**all**" else [name]
         n = each * len(part)
-        cells = [percent(sum(results[task, effort][0] for task in part), n) for effort in tasks.EFFORTS]
-        cells += [f"{sum(results[task, effort][1] for task in part) / n:.0f}" for effort in tasks.EFFORTS[1:]]
+        cells = [percent(sum(results[task, effort].right for task in part), n) for effort in tasks.EFFORTS]
+        cells += [f"{sum(results[task, effort].length for task in part) / n:.0f}" for effort in tasks.EFFORTS[1:]]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -129,8 +144,8 @@ def picture(results, each, path):
 
     def line(part, label, **style):
         n = each * len(part)
-        right, length = ([sum(results[task, effort][k] for task in part) / n for effort in tasks.EFFORTS]
-                         for k in (0, 1))
+        right, length = ([sum(getattr(results[task, effort], what) for task in part) / n for effort in tasks.EFFORTS]
+                         for what in ("right", "length"))
         axes.plot(length, right, marker="o", label=label, **style)
     for name in names:
         line([name], name, ms=4, lw=1, alpha=0.6)
@@ -142,21 +157,19 @@ def picture(results, each, path):
     fig.savefig(path, dpi=90)
 
 
-def unchecked(model, tokenizer, task, each):
-    """High effort without the check: the thought is cut where the check would begin, and the answer asked for."""
-    special, encode = tokenizer.special_tokens, tokenizer.encode
-    answer_now = [special["<|end|>"], *harmony.render([], tokenizer), special["<|channel|>"], *encode("final"),
-                  special["<|message|>"]]
-    right, check = 0, encode("\nCheck")
-    for problem, question in problems(task, each):
-        said, tokens = [], prompt(tokenizer, question, "high")
-        for token in gptoss.generate(model, tokens, temperature=0, max_tokens=MAX_TOKENS):
-            said.append(token)
-            if said[-len(check):] == check:
-                break
-        tokens += said[:-len(check)] + answer_now
-        answer = list(gptoss.generate(model, tokens, temperature=0, max_tokens=MAX_TOKENS))
-        right += tokenizer.decode(answer[:-1]).strip() == problem.answer
+def follow(model, tokenizer, effort, each):
+    """Second turns that build on the result of the first ("and times 2?"), themselves held out: right answers."""
+    rng, right, n = random.Random("follow"), 0, 0
+    while n < each:
+        before = tasks.draw(rng, rng.choice(tasks.CALCULATED))
+        question, problem = tasks.follow_up(rng, before.value, "test") or (None, None)
+        if problem is None:
+            continue
+        n += 1
+        system = harmony.SystemContent(reasoning_effort=effort, conversation_start_date="2026-06-01")
+        messages = [harmony.Message("system", [system]), harmony.Message("user", before.ask(rng)),
+                    harmony.Message("assistant", before.answer, channel="final"), harmony.Message("user", question)]
+        right += reply(model, tokenizer, harmony.render(messages, tokenizer))[1].strip() == problem.answer
     return right
 
 
@@ -202,22 +215,23 @@ def main():
         results = {(task, effort): pool.submit(job, measure, task, effort, args.each)
                    for task in args.tasks for effort in tasks.EFFORTS}
         slipped = [pool.submit(job, recover, task, args.each) for task in args.tasks if task != "chat"]
-        checkless = [pool.submit(job, unchecked, task, args.each) for task in args.tasks if task != "chat"]
+        followed = {effort: pool.submit(job, follow, effort, args.each) for effort in tasks.EFFORTS}
         calls = [pool.submit(job, call, task, effort, args.each // 5) for effort in tasks.EFFORTS
                  for task in tasks.CALCULATED if task in args.tasks]
         for key, future in results.items():
             results[key] = future.result()
             print(*key, *results[key], file=sys.stderr, flush=True)
         print(table(results, args.each))
-        alarms = sum(alarms for _, _, alarms in results.values())
+        checked = [results[task, "high"] for task in args.tasks if task != "chat"]
         right, n = (sum(column) for column in zip(*(future.result() for future in slipped), strict=True))
-        print(f"\nHigh effort: of {n} planted slips in the first attempt {percent(right, n)} still ended in the right "
-              f"answer; {alarms} right first attempts of {args.each * len(args.tasks)} were doubted.")
-        if checkless:
-            n = len(checkless) * args.each
-            checked = sum(results[task, "high"][0] for task in args.tasks if task != "chat")
-            print(f"\nThe same without the check (the thought cut before it, chat left out): "
-                  f"{percent(sum(f.result() for f in checkless), n)}, with it {percent(checked, n)}.")
+        print(f"\nHigh effort: of {n} slips put into its first attempt {percent(right, n)} still ended in the right "
+              f"answer; {sum(score.doubted for score in checked)} of {sum(score.first for score in checked)} right "
+              "first attempts were doubted.")
+        n = len(checked) * args.each
+        print(f"\nWhat the check is worth (chat left out): {percent(sum(score.first for score in checked), n)} of the "
+              f"first attempts were right, {percent(sum(score.right for score in checked), n)} of the answers.")
+        print("\nSecond turns that build on the first: " + ", ".join(
+            f"{percent(future.result(), args.each)} at {effort} effort" for effort, future in followed.items()) + ".")
         if calls:
             n = len(calls) * (args.each // 5)
             print(f"\nWith a calculator offered: {percent(sum(f.result() for f in calls), n)} of {n} problems were "

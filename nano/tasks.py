@@ -699,9 +699,9 @@ def think(problem, effort, rng=None):
     return problem.high(rng if rng and rng.random() < SLIP_RATE else None)
 
 
-def follow_up(rng, value):
-    """A second turn that builds on the result of the first: (question, problem), or None where the result does not
-    lend itself."""
+def follow_up(rng, value, split="train"):
+    """A second turn that builds on the result of the first: (question, problem) of a split, or None where the result
+    does not lend itself."""
     if not isinstance(value, int) or not 0 <= value < 1000:
         return None
     kind = rng.choice((Sum, Difference, Product))
@@ -709,7 +709,7 @@ def follow_up(rng, value):
     problem = kind(value, b)
     word = {Sum: rng.choice(("plus", "+", "add")), Difference: rng.choice(("minus", "-")),
             Product: rng.choice(("times", "*", "x"))}[kind]
-    if held_out(problem.key):
+    if held_out(problem.key) != (split == "test"):
         return None
     return rng.choice(("and {} {}?", "And {} {}?", "{} {}?", "now {} {}", "{} {}", "and then {} {}?",
                        "what about {} {}?")

@@ -196,12 +196,13 @@ def test_widen_rows_that_are_not_there():
 
 
 def test_transpose():
-    """At any address and any stride."""
-    array, columns = np.random.default_rng(0).integers(0, 256, 1000, np.uint8), np.empty(256, np.uint8)
-    for i, stride in ((0, 16), (5, 16), (3, 61), (980, 0)):
-        transpose(array, i, stride, columns)
-        rows = [array[i + r * stride : i + r * stride + 16] for r in range(16)]
-        assert np.array_equal(columns.reshape(16, 16), np.transpose(rows))
+    """At any address and any stride; 16 bytes are as many numbers as they are."""
+    for dtype, L in ((np.uint8, 16), (np.uint16, 8), (np.float32, 4)):
+        array, columns = np.arange(1000).astype(dtype), np.empty(16 * L, dtype)
+        for i, stride in ((0, 16), (5, 16), (3, 61), (980, 0)):
+            transpose(array, i, stride, columns)
+            rows = [array[i + r * stride : i + r * stride + L] for r in range(16)]
+            assert np.array_equal(columns.reshape(L, 16), np.transpose(rows))
 
 
 def test_group():
@@ -305,9 +306,9 @@ def test_linear_in_integers_is_exact(M, N):
 
 
 def test_linear_at_the_edges_of_tiles():
-    """Sixteen rows and six tokens at a time."""
+    """Sixteen rows and four tokens at a time."""
     rng, N = np.random.default_rng(3), 40
-    for M, T in itertools.product((1, 15, 16, 17, 31, 32, 33, 100), (FEW + 1, 12, 13, 17, 18, 19)):
+    for M, T in itertools.product((1, 15, 16, 17, 31, 32, 33, 100), range(FEW + 1, FEW + 5)):
         weight, x = rng.integers(-7, 8, (M, N)).astype(np.float32), rng.integers(-9, 9, (T, N)).astype(np.float32)
         assert np.array_equal(kernels.linear(x, frozen(round_to_bf16(weight))), x @ weight.T)
         ones = np.ones((M, 2), np.float32)
@@ -372,7 +373,7 @@ def test_experts(N, F, E, K, path):
         close(found, expected, tolerance(path if N % 64 == F % 64 == 0 else "widened", N, F))
 
 
-@pytest.mark.parametrize("T", [1, 2, 5, 6, 7, 12, 13])  # six tokens are widened for at once
+@pytest.mark.parametrize("T", [1, 3, 4, 5, 8, 9])  # four tokens are multiplied at once
 def test_experts_one_for_all_and_some_for_none(T, path):
     rng = np.random.default_rng(T)
     layer = expert_layer(rng, 6, 192, 64)
@@ -527,20 +528,26 @@ def test_attention_where_the_peak_comes_late_or_early():
 
 
 def test_attention_does_not_hide_nan():
-    """A broken query shows in its own output, a broken key or value in the queries and heads that see it; only there.
-    (The NumPy twin spreads a broken value further: it multiplies what is masked by 0, and 0 times nan is nan.)"""
-    rng, window, at = np.random.default_rng(17), 9, 30
+    """A broken query shows in its own output, a broken key or value in the queries and heads that see it; only there. A
+    broken value also in queries that meet it masked, in the same step: 0 times nan is nan. (So it is in the twin, for
+    which all queries are one step.)"""
+    rng, window, at = np.random.default_rng(17), 9, 50
     sinks = bf16(rng, 6)
     for broken in ("q", "k", "v"):
-        arrays = {"q": normal(rng, 50, 6, 10), "k": normal(rng, 2, 50, 10), "v": normal(rng, 2, 50, 10)}
+        arrays = {"q": normal(rng, 99, 6, 10), "k": normal(rng, 2, 99, 10), "v": normal(rng, 2, 99, 10)}
         arrays[broken][(at, 1) if broken == "q" else (1, at)] = np.nan
-        expected = np.zeros((50, 6), bool)  # [T, H]
+        expected = np.zeros((99, 6), bool)  # [T, H]
         if broken == "q":
             expected[at, 1] = True
         else:
             expected[at : at + window, 3:] = True  # heads 3 to 5 share key/value head 1
         found = np.isnan(kernels.attention(*arrays.values(), sinks, window))
-        assert np.array_equal(found, np.broadcast_to(expected[..., None], found.shape)), broken
+        expected = np.broadcast_to(expected[..., None], found.shape)
+        if broken == "v":
+            assert found[expected].all() and not found[:, :3].any() and not found[: at - KEYS].any()
+            assert not found[at + window + KEYS :].any()
+        else:
+            assert np.array_equal(found, expected), broken
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

@@ -81,7 +81,7 @@ def test_a_conversation_has_no_held_out_problem_in_any_turn(monkeypatch):
     assert not any(tasks.held_out(p.key) for p in seen if not (isinstance(p, tasks.Chat) and p.question in fixed))
 
 
-EQUATION = re.compile(r"(?<![\d.])(\d+(?:[+\-×]\d+)+)=(\x01?\d+\x02?)")
+EQUATION = re.compile(r"(?<![\d.])(\d+(?:[+\-×]\d+)+)=(\x01?\d+\x02?)")    # 5-8-1+10=6, too
 DIVISION = re.compile(r"(\d+)÷(\d)=(\x01?\d+\x02?) r(\d)")
 REMAINDERS = re.compile(r"(\d+) is ((?:\d ?)+)\.")
 
@@ -135,9 +135,12 @@ def test_letters_weekdays_and_decimals():
         walked = re.findall(r"([a-z])(?:\((\d+)\))?", problem.medium().partition('"')[2].rpartition('"')[0])
         assert "".join(letter for letter, _ in walked) == problem.text
         assert [n for _, n in walked if n] == [str(i + 1) for i in range(problem.text.count(problem.letter))]
-        found = problem.high(None).partition("\n")[2].partition("\n")[0].split()
-        places = [i for i, c in enumerate(problem.text, 1) if c == problem.letter]
-        assert found == [problem.letter, "at", *map(str, places), "so", str(len(places))]
+        first = problem.high(None).partition("\nCheck")[0].removeprefix(f"{problem.letter} in ")
+        walked = re.findall(r"(\d+)([a-z])(?:\((\d+)\))?", first.partition(" so ")[0])
+        assert [(int(i), letter) for i, letter, _ in walked] == list(enumerate(problem.text, 1))
+        assert [n for _, _, n in walked if n] == [str(i + 1) for i in range(problem.text.count(problem.letter))]
+        assert [letter for _, letter, n in walked if n] == [problem.letter] * problem.value
+        assert first.endswith(f" so {problem.value}")
     for problem in drawn("reverse", "train", 100):
         assert problem.medium() == f'"{problem.text}" back "{problem.text[::-1]}"'
         numbers = "".join(f"{i}{problem.text[i - 1]}" for i in range(len(problem.text), 0, -1))
