@@ -9,7 +9,7 @@ is used once or twice, so speed is memory bandwidth: stream each weight once, pa
 many tokens (a prompt) it is arithmetic: some rows of weights are widened to float32 in cache and meet all tokens there.
 """
 
-import math  # ruff: noqa: I001 (names of simd.py, not one on each line)
+import math  # noqa: I001
 
 import numba
 import numpy as np
