@@ -117,10 +117,12 @@ def rope_frequencies(config):
 
 
 def rotate(x, cos, sin):
-    """RoPE on x [T, heads, D]. A pair (a, b) is (d, d + D/2), the HALVES of a head, not neighbours; it becomes
-    (a cos - b sin, b cos + a sin). cos [T, 1, 1, D/2], sin [T, 1, 2, D/2], the first of its two with a minus."""
-    ab = x.reshape(*x.shape[:2], 2, -1)  # [T, heads, 2, D/2]
-    return (ab * cos + ab[:, :, ::-1] * sin).reshape(x.shape)
+    """RoPE on x [T, heads, D]; cos, sin [T, 1, D/2]. A pair is (d, d + D/2): the HALVES of a head, not neighbours."""
+    half = x.shape[-1] // 2
+    a, b, y = x[..., :half], x[..., half:], np.empty_like(x)
+    y[..., :half] = a * cos - b * sin
+    y[..., half:] = b * cos + a * sin
+    return y
 
 
 def linear(x, weight, bias=None):
@@ -305,9 +307,8 @@ class Model:
     def hidden(self, ids, cache):
         """ids [T] through all layers -> the residual stream [T, N] before the last norm."""
         x = widen(self.embedding[ids])  # [T, N]
-        angles = np.arange(cache.length, cache.length + len(ids), dtype=np.float32)[:, None] * self.frequencies
+        angles = np.arange(cache.length, cache.length + len(ids), dtype=np.float32)[:, None, None] * self.frequencies
         cos, sin = np.cos(angles) * np.float32(self.rope_factor), np.sin(angles) * np.float32(self.rope_factor)
-        cos, sin = cos[:, None, None], np.stack([-sin, sin], axis=1)[:, None]  # as `rotate` wants them
         for i in range(len(self.layers)):
             x = x + self.attend(i, x, cos, sin, cache)
             x = x + self.mlp(i, x)

@@ -493,6 +493,8 @@ def test_symbolic_links_as_in_the_hub_cache(written, tmp_path):
 def test_nothing_is_copied(written):
     for kind in ("hf", "original", "shards"):
         for name, array in arrays(gptoss.load(written / kind, backend="numpy")).items():
+            if name.endswith(("attn_norm", "mlp_norm")):  # widened at load, a few kilobytes
+                continue
             assert not array.flags.writeable and array.flags.c_contiguous, name
             with pytest.raises(ValueError):
                 array[...] = 0

@@ -443,12 +443,29 @@ def test_the_calculator_is_used_where_it_is_offered(shipped, tokenizer, effort):
     assert sum(right) >= 11, right
 
 
-def test_slips_are_recovered_and_checks_help(shipped, tokenizer):
-    """The model card: nine of ten planted slips end in the right answer, and counting needs its check."""
+def test_slips_are_recovered(shipped, tokenizer):
+    """The model card: nine of ten slips in the first attempt end in the right answer."""
     right, n = evaluate.recover(shipped, tokenizer, "product", 20)
     assert n == 20 and right >= 15
-    checked = evaluate.measure(shipped, tokenizer, "count", "high", each=20)[0]
-    assert evaluate.unchecked(shipped, tokenizer, "count", 20) <= checked - 5
+
+
+def test_second_turns(shipped, tokenizer):
+    assert evaluate.follow(shipped, tokenizer, "high", 12) >= 9
+
+
+def test_first_attempts_are_told_from_answers(monkeypatch):
+    """A right attempt that is doubted, a wrong one that is mended, one that stays wrong, and one of no shape."""
+    drawn = evaluate.problems("sum", 4)
+    clean = [tasks.think(problem, "high") for problem, _ in drawn]
+    text, check = clean[0].split("\nCheck")
+    said = [f"{text}\nCheck: no.\nAgain: {text}\nCheck{check}", "0+0: 0\nCheck: no.\nAgain: " + clean[1],
+            "0+0: 0\nCheck: yes.", ""]
+    answers = [drawn[0][0].answer, drawn[1][0].answer, "0 + 0 = 0", ""]
+    replies = iter(zip(said, answers, (9, 8, 7, 6), strict=True))
+    monkeypatch.setattr(evaluate, "reply", lambda *_: next(replies))
+    monkeypatch.setattr(evaluate, "prompt", lambda *_: None)
+    score = evaluate.measure(None, None, "sum", "high", 4)
+    assert score == evaluate.Score(right=2, length=30, first=1, doubted=1)
 
 
 @pytest.mark.parametrize("task, less, more", [("sum", "low", "medium"), ("product", "medium", "high")])
