@@ -443,6 +443,21 @@ def test_the_calculator_is_used_where_it_is_offered(shipped, tokenizer, effort):
     assert sum(right) >= 11, right
 
 
+def test_both_backends_and_layouts_give_the_same_answers(shipped, tokenizer, tmp_path):
+    """A held-out problem of each task, thoughts word for word. The model is loaded, exported again and loaded again."""
+    net = train.new_model(tokenizer.vocab_size, 0)
+    net.load_state_dict(model.load(NANO).state_dict())
+    export.write_original(net, tmp_path)
+    others = [gptoss.load(NANO, backend="numpy"), gptoss.load(tmp_path), gptoss.load(tmp_path, backend="numpy")]
+    for other in others:
+        other.config = shipped.config  # the original layout does not say which tokens stop
+    for task in tasks.TASKS:
+        (_, question), = evaluate.problems(task, 1)
+        prompt = evaluate.prompt(tokenizer, question, "high")
+        expected = evaluate.reply(shipped, tokenizer, prompt)
+        assert expected[1] and [evaluate.reply(other, tokenizer, prompt) for other in others] == 3 * [expected]
+
+
 def test_slips_are_recovered(shipped, tokenizer):
     """The model card: nine of ten slips in the first attempt end in the right answer."""
     right, n = evaluate.recover(shipped, tokenizer, "product", 20)
