@@ -488,8 +488,8 @@ def draw(figures, matmul, tiles, file):
         write(label, (one * 1.57, height), (0, 0), **how, va="center", bbox={"fc": "white", "ec": "none", "pad": 1.5})
     point(1, figures[LIMIT][1][ALL] / 1e9, ink)
     point(some, tiles[1] / 1e9, blue)
-    write(f"tile by tile: {tiles[1] / 1e9:.3g} ({tiles[1] / matmul[ALL]:.0%})", (some, tiles[1] / 1e9), (-8, 0), blue,
-          ha="right", va="center", weight="bold")
+    write(f"tile by tile: {tiles[1] / 1e9:.3g} ({tiles[1] / matmul[ALL]:.0%})", (some, tiles[1] / 1e9), (-8, -6), blue,
+          ha="right", va="top", weight="bold")
     words = "In parentheses: the share of the limit above." + ("\nSmall circles: one thread." if ALL > 1 else "")
     write(words, (right, bottom), (-4, 12), gray, ha="right")
     fig.savefig(file, dpi=150, metadata={"Date": None} if file.endswith(".svg") else None)
