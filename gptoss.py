@@ -397,7 +397,8 @@ def check_tokens(tokens, vocab_size):
 def shortlist(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
     """What may be drawn from logits [V] at a temperature above 0: ids [n] and weights [n], of which the best has 1.
     top_k, top_p and min_p cut in transformers' order."""
-    p = np.exp((logits - logits.max()) / np.float32(temperature)).astype(np.float64)  # float32's exp is 10 x as fast
+    scores = (logits - logits.max()) / np.float32(max(temperature, 1e-30))  # a float32 below that is soon 0
+    p = np.exp(scores).astype(np.float64)  # float32's exp is 10 x as fast
     ids, total, top_k = np.arange(len(p)), p.sum(), top_k if top_k < len(p) else 0
     if top_k or top_p < 1:
         # Most of 201,088 need no sort. All p below this together weigh less than 1 - top_p: none is in the nucleus.
@@ -418,6 +419,8 @@ def sample(logits, rng, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
         return int(np.argmax(logits))
     ids, p = shortlist(logits, temperature, top_k, top_p, min_p)
     upto = np.cumsum(p, out=p)
+    if not upto[-1] < math.inf:
+        raise ValueError(f"logits: expected numbers, found {logits[~np.isfinite(logits)][0]}")
     return int(ids[min(np.searchsorted(upto, rng.random() * upto[-1], side="right"), len(ids) - 1)])
 
 

@@ -35,7 +35,7 @@ def lowered(vector):
     return ir.VectorType(ir.FloatType() if float32 else ir.IntType(vector.element.bitwidth), vector.lanes)
 
 
-u8x8, u8x16, u8x32 = Vector(types.uint8, 8), Vector(types.uint8, 16), Vector(types.uint8, 32)
+u8x8, u8x32 = Vector(types.uint8, 8), Vector(types.uint8, 32)
 i8x32, i32x8 = Vector(types.int8, 32), Vector(types.int32, 8)
 f32x8, f32x16 = Vector(types.float32, 8), Vector(types.float32, 16)
 I16, I32 = ir.IntType(16), ir.IntType(32)

@@ -31,8 +31,11 @@ MAX_TOKENS = 700
 
 def prompt(tokenizer, question, effort):
     """What chat.py sends for a first question."""
-    system = harmony.SystemContent(reasoning_effort=effort, conversation_start_date="2026-06-01")
-    return harmony.render([harmony.Message("system", [system]), harmony.Message("user", question)], tokenizer)
+    return harmony.render([*opening(effort), harmony.Message("user", question)], tokenizer)
+
+
+def opening(effort, calculator=False):
+    return train.opening(tasks.Setting(effort, "2026-06-01", calculator=calculator))
 
 
 def reply(model, tokenizer, tokens):
@@ -166,8 +169,7 @@ def follow(model, tokenizer, effort, each):
         if problem is None:
             continue
         n += 1
-        system = harmony.SystemContent(reasoning_effort=effort, conversation_start_date="2026-06-01")
-        messages = [harmony.Message("system", [system]), harmony.Message("user", before.ask(rng)),
+        messages = [*opening(effort), harmony.Message("user", before.ask(rng)),
                     harmony.Message("assistant", before.answer, channel="final"), harmony.Message("user", question)]
         right += reply(model, tokenizer, harmony.render(messages, tokenizer))[1].strip() == problem.answer
     return right
@@ -176,9 +178,8 @@ def follow(model, tokenizer, effort, each):
 def call(model, tokenizer, task, effort, each):
     """Offers the calculator: how often it is called, with the right expression, and the answer then is right."""
     right = 0
-    setting = tasks.Setting(effort, "2026-06-01", calculator=True)
     for problem, question in problems(task, each):
-        messages = [*train.opening(setting), harmony.Message("user", question)]
+        messages = [*opening(effort, calculator=True), harmony.Message("user", question)]
         try:
             said = harmony.parse(list(gptoss.generate(model, harmony.render(messages, tokenizer), temperature=0,
                                                       max_tokens=MAX_TOKENS)), tokenizer, role="assistant")

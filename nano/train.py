@@ -1,6 +1,6 @@
 """Trains the bundled model from nothing: endless problems, Harmony messages, two optimizers, one loop.
 
-    python nano/train.py --out DIR                 about 30 million tokens: an hour or two on two cores
+    python nano/train.py --out DIR                 48 million tokens: an hour or two on two cores
     python nano/train.py --out DIR                 again after it was stopped: goes on from the checkpoint, same curve
     python nano/train.py --out DIR --export TO     writes the trained model in the published format
 
@@ -389,6 +389,8 @@ def work(worker, workers, out, options):
     torch.distributed.init_process_group("gloo", init_method=f"file://{(out / 'meeting').absolute()}", rank=worker,
                                          world_size=workers)
     train(out, worker=worker, workers=workers, **options)
+    torch.distributed.barrier()                         # the first may still be writing, and the group needs all
+    torch.distributed.destroy_process_group()           # or its threads may outlive the process, which then aborts
 
 
 def write_log(log, entry):

@@ -368,6 +368,17 @@ def test_sampling_chooses_from_what_transformers_chooses_from(temperature, top_k
         np.testing.assert_allclose(p / p.sum(), expected.numpy()[list(ids)], rtol=1e-5)
 
 
+def test_sampling_at_hardly_any_temperature_and_of_no_numbers():
+    """1e-50 is 0 in float32. A broken model is not to speak on."""
+    rng, logits = np.random.default_rng(0), np.float32([1, 3, 2.999, -30])
+    for temperature in (1e-3 / 100, 1e-40, 1e-50):
+        assert gptoss.sample(logits, rng, temperature) == 1
+    for broken in (np.nan, np.inf):
+        logits[2] = broken
+        with np.errstate(invalid="ignore"), pytest.raises(ValueError, match=f"expected numbers, found {broken}"):
+            gptoss.sample(logits, rng, 1.0)
+
+
 def test_sampling_draws_by_probability():
     """20,000 draws of four ids: each frequency within 4 standard deviations, at most sqrt(p (1 - p) / n) = 0.0036."""
     p = np.array([0.1, 0.5, 0.25, 0.15])
