@@ -6,7 +6,8 @@
 
 This file knows arrays, not models. Letters as in gptoss.py. There are two regimes. For a few tokens (decoding) a weight
 is used once or twice, so speed is memory bandwidth: stream each weight once, packed, and convert it in registers. For
-many tokens (a prompt) it is arithmetic: some rows of weights are widened to float32 in cache and meet all tokens there.
+many tokens (a prompt) it is arithmetic: some rows of weights are converted once, in cache or in registers, and meet all
+tokens there.
 """
 
 import math  # noqa: I001
@@ -17,14 +18,17 @@ from numba import njit, prange, types
 from numba.extending import overload
 
 from simd import (
-    OFFSET, add, block_scales, dot, first_to_float, fma, high_nibbles, larger, largest_lane, last_to_float, load_f32x8,
-    load_f32x16, load_i8x32, load_one_widened, load_pair_f32x8, load_pair_u8x8, load_splat, load_u8x8, load_u8x32,
-    load_widened, look_up, look_up_offset, low_nibbles, power_of_two, prefetch, splat, spread_0_1, spread_2_3,
-    spread_4_5, spread_6_7, store, sum_lanes, times, times_256, to_float, to_whole, transpose, zeros_f32x8,
+    OFFSET, add, block_scales, dot, first_to_float, fma, high_nibbles, larger, largest_lane, last_to_float,
+    load_apart_i32x8, load_columns_u8x32, load_f32x8, load_f32x16, load_i8x32, load_i32x8, load_one_widened,
+    load_pair_f32x8, load_pair_u8x8, load_splat_f32x8, load_splat_f32x16, load_splat_i8x32, load_splat_i32x8, load_u8x8,
+    load_u8x32, load_widened, look_up_offset, low_nibbles, power_of_two, prefetch, splat_f32x16, spread_0_1, spread_2_3,
+    spread_4_5, spread_6_7, splat_f32x8, store, sum_lanes, times, times_256, to_float, to_whole, transpose, zeros_f32x8,
     zeros_f32x16, zeros_i32x8,
 )
 
-FEW = 16  # a weight that is used for up to so many tokens is streamed for each; for more it is widened once
+FEW = 16  # dense weights that are used for up to so many tokens are streamed for each; for more, widened once
+FEW_MXFP4 = 5  # the same of packed ones, on average over the experts in use
+MANY = 64  # tokens that packed weights meet once converted; their x fit into half a level-2 cache
 AHEAD = 2048  # bytes of packed weights between what is computed and what is fetched
 SUMS = {"reassoc", "contract", "nsz"}  # sums in any order, so that their loops become vector code; inf and nan stay
 
@@ -59,21 +63,21 @@ def e8m0(byte):
 
 @jit
 def place(i):
-    """Where element i of a row stands once unpacked: the 32 even ones of each two blocks, then their odd ones.
+    """Where in its two blocks element i of a row stands once unpacked: first the 32 even ones, then the odd ones.
 
     Packed bytes hold an even element low and an odd one high. Unpacked two blocks at a time they come out in this
     order, and it is cheaper to bring x into it once than each row of the weights out of it.
     """
-    return i // 64 * 64 + i % 2 * 32 + i % 64 // 2
+    return i % 2 * 32 + i % 64 // 2
 
 
 @jit
 def round_to_int16(x, rounded, offsets, scales):
-    """x [J, N] -> integers n of 16 bits, times scales [J, N/32]; in the form that `dot_mxfp4` wants.
+    """x [J, N] -> integers n of 16 bits, times scales [J, N/32]; in the form that products with MXFP4 want.
 
-    rounded int8 [J, 2, N]: n = 256 high + low in the order of `place`, a row's high bytes and then its low ones.
-    offsets float32 [J, N/32]: what each of a block's four sums in `two_blocks` has too much, on average. 16 bits are
-    2e-5 off, where the bf16 of the official code is 4e-3 off. The half in the scale undoes the doubling in
+    rounded int8 [J, N/64 (up), 2, 64]: n = 256 high + low in the order of `place`, for each two blocks the high bytes
+    and then the low ones. offsets int32 [J, N/32]: what a block's sum has too much, negative (see `two_blocks`). 16
+    bits are 2e-5 off, where the bf16 of the official code is 4e-3 off. The half in the scale undoes the doubling in
     `look_up_offset`.
     """
     J, N = x.shape
@@ -88,15 +92,22 @@ def round_to_int16(x, rounded, offsets, scales):
             for i in range(32 * b, 32 * b + 32):
                 n = np.int32(np.rint(x[j, i] * steps))
                 high = (n + 128) >> 8
-                rounded[j, 0, place(i)], rounded[j, 1, place(i)] = high, n - 256 * high
+                rounded[j, b // 2, 0, place(i)], rounded[j, b // 2, 1, place(i)] = high, n - 256 * high
                 total += n
-            offsets[j, b], scales[j, b] = -OFFSET / 4 * total, peak / most * np.float32(0.5) + broken
+            offsets[j, b], scales[j, b] = -OFFSET * total, peak / most * np.float32(0.5) + broken
+
+
+@parallel_jit
+def round_many_to_int16(x, rounded, offsets, scales):
+    for j in prange(len(x)):
+        round_to_int16(x[j : j + 1], rounded[j : j + 1], offsets[j : j + 1], scales[j : j + 1])
 
 
 def rounded_to_int16(x):
     J, N = x.shape
-    arrays = np.empty((J, 2, N), np.int8), np.empty((J, N // 32), np.float32), np.empty((J, N // 32), np.float32)
-    round_to_int16(x, *arrays)
+    rounded, offsets = np.empty((J, (N + 63) // 64, 2, 64), np.int8), np.empty((J, N // 32), np.int32)
+    arrays = rounded, offsets, np.empty((J, N // 32), np.float32)
+    (round_to_int16 if J <= FEW else round_many_to_int16)(x, *arrays)
     return arrays
 
 
@@ -129,7 +140,7 @@ def stream_int8(x, values, scales, y, bias=None):
                 w, at = load_i8x32(flat_values, m * N + 32 * b), t * N + 32 * b
                 block = times(first_to_float(w), load_f32x16(flat_x, at))
                 block = fma(last_to_float(w), load_f32x16(flat_x, at + 16), block)
-                lanes = fma(block, splat(scales[m, b]), lanes)
+                lanes = fma(block, splat_f32x16(scales[m, b]), lanes)
             total = sum_lanes(lanes)
             for n in range(32 * whole, N):
                 total += np.float32(values[m, n]) * scales[m, whole] * x[t, n]
@@ -137,17 +148,17 @@ def stream_int8(x, values, scales, y, bias=None):
 
 
 @inline_jit
-def two_blocks(blocks, w_at, x, high, low):
-    """Packed blocks at w_at times the x whose bytes are at high and low -> float32[8]: four sums of the one block, four
-    of the other. Exact.
+def two_blocks(blocks, w, x, at):
+    """Packed blocks at w times the x whose bytes begin at `at` -> float32[8]: four sums of the one block, four of the
+    other. Exact.
 
     Processors multiply bytes fastest, those of one factor with a sign and those of the other without. So x is 256 high
     + low, and weights are doubled and 12 is added to them: the sums of a block have 12 times its x too much.
     """
-    packed = load_u8x32(blocks, w_at)
+    packed = load_u8x32(blocks, w)
     even, odd = look_up_offset(low_nibbles(packed)), look_up_offset(high_nibbles(packed))
-    sums = times_256(dot(zeros_i32x8(), even, load_i8x32(x, high), odd, load_i8x32(x, high + 32)))
-    return to_float(dot(sums, even, load_i8x32(x, low), odd, load_i8x32(x, low + 32)))
+    sums = times_256(dot(zeros_i32x8(), even, load_i8x32(x, at), odd, load_i8x32(x, at + 32)))
+    return to_float(dot(sums, even, load_i8x32(x, at + 64), odd, load_i8x32(x, at + 96)))
 
 
 @inline_jit
@@ -157,25 +168,24 @@ def dot_mxfp4(blocks, scales, row, x, offsets, x_scales, j, B):
     Most of a decoded token's time is spent here. The blocks' sums are scaled and added to 2 x 8 running sums, which
     only the end of the row adds up. Eight blocks at a time, because eight scales cost no more than one.
     """
-    total, other, quarter = zeros_f32x8(), zeros_f32x8(), zeros_f32x8()  # an addition waits for the one before
-    w, high, low, s = 16 * row * B, 64 * j * B, 64 * j * B + 32 * B, j * B
+    total, other, excess = zeros_f32x8(), zeros_f32x8(), zeros_f32x8()  # an addition waits for the one before
+    w, at, s = 16 * row * B, 64 * j * B, j * B
     for b in range(0, B // 8 * 8, 8):
         prefetch(blocks, w + AHEAD)  # the processor fetches ahead by itself, but not far enough
         prefetch(blocks, w + AHEAD + 64)
         scale = block_scales(load_u8x8(scales, row * B + b), load_f32x8(x_scales, s + b))
-        quarter = fma(scale, load_f32x8(offsets, s + b), quarter)
-        total = fma(two_blocks(blocks, w, x, high, low), spread_0_1(scale), total)
-        other = fma(two_blocks(blocks, w + 32, x, high + 64, low + 64), spread_2_3(scale), other)
-        total = fma(two_blocks(blocks, w + 64, x, high + 128, low + 128), spread_4_5(scale), total)
-        other = fma(two_blocks(blocks, w + 96, x, high + 192, low + 192), spread_6_7(scale), other)
-        w, high, low = w + 128, high + 256, low + 256
+        excess = fma(scale, to_float(load_i32x8(offsets, s + b)), excess)
+        total = fma(two_blocks(blocks, w, x, at), spread_0_1(scale), total)
+        other = fma(two_blocks(blocks, w + 32, x, at + 128), spread_2_3(scale), other)
+        total = fma(two_blocks(blocks, w + 64, x, at + 256), spread_4_5(scale), total)
+        other = fma(two_blocks(blocks, w + 96, x, at + 384), spread_6_7(scale), other)
+        w, at = w + 128, at + 512
     for b in range(B // 8 * 8, B, 2):
         scale = block_scales(load_pair_u8x8(scales, row * B + b), load_pair_f32x8(x_scales, s + b))
-        sums = add(two_blocks(blocks, w, x, high, low), load_pair_f32x8(offsets, s + b))
+        sums = add(two_blocks(blocks, w, x, at), to_float(load_apart_i32x8(offsets, s + b)))
         total = fma(sums, scale, total)
-        w, high, low = w + 32, high + 64, low + 64
-    half = add(quarter, quarter)
-    return sum_lanes(add(add(total, other), add(half, half)))
+        w, at = w + 32, at + 128
+    return sum_lanes(add(add(total, other), excess))
 
 
 @jit
@@ -218,7 +228,7 @@ def stream_down(workers, h, offsets, h_scales, groups, blocks, scales, down):
                     down[j, n] = dot_mxfp4(blocks, scales, e * N + n, h, offsets, h_scales, j, B)
 
 
-# ---- Many tokens: widen sixteen rows, multiply them by all tokens ---------------------------------------------------
+# ---- Many tokens: convert sixteen rows, multiply them by all tokens -------------------------------------------------
 
 
 @jit
@@ -239,33 +249,13 @@ def widen_int8(values, scales, row, tile):
             tile[16 * n + r] = np.float32(values[m, n]) * scales[m, n // 32]
 
 
-@jit
-def widen_mxfp4(blocks, scales, row, tile):
-    """The same of packed weights, flat; they have whole sixteens of rows."""
-    B, columns = len(tile) // 512, np.empty(256, np.uint8)
-    powers = np.empty(16 * B, np.float32)
-    for r in range(16):
-        for b in range(B):
-            powers[16 * b + r] = e8m0(scales[(row + r) * B + b]) * np.float32(0.5)  # undoes the doubling in look_up
-    for b in range(B):
-        transpose(blocks, 16 * (row * B + b), 16 * B, columns)
-        scale = load_f32x16(powers, 16 * b)
-        for i in range(0, 16, 2):  # bytes i and i + 1 of all sixteen: elements 2i to 2i + 3
-            packed, at = load_u8x32(columns, 16 * i), 512 * b + 32 * i
-            even, odd = look_up(low_nibbles(packed)), look_up(high_nibbles(packed))
-            store(tile, at, times(first_to_float(even), scale))
-            store(tile, at + 16, times(first_to_float(odd), scale))
-            store(tile, at + 32, times(last_to_float(even), scale))
-            store(tile, at + 48, times(last_to_float(odd), scale))
-
-
 def widen_rows(weight, scales, row, tile):
-    """The one of the three that fits the weight's type."""
+    """The one of the two that fits the weight's type."""
 
 
 @overload(widen_rows)
 def widen_rows_compiled(weight, scales, row, tile):
-    function = {types.uint16: widen_bf16, types.int8: widen_int8, types.uint8: widen_mxfp4}[weight.dtype]
+    function = {types.uint16: widen_bf16, types.int8: widen_int8}[weight.dtype]
     return lambda weight, scales, row, tile: function(weight, scales, row, tile)
 
 
@@ -277,47 +267,117 @@ def four_by_sixteen(x, a, b, c, d, N, tile, at, stride):
     A, B, C, D = zeros_f32x16(), zeros_f32x16(), zeros_f32x16(), zeros_f32x16()
     for n in range(N):
         w = load_f32x16(tile, at + stride * n)
-        A, B = fma(w, load_splat(x, a + n), A), fma(w, load_splat(x, b + n), B)
-        C, D = fma(w, load_splat(x, c + n), C), fma(w, load_splat(x, d + n), D)
+        A, B = fma(w, load_splat_f32x16(x, a + n), A), fma(w, load_splat_f32x16(x, b + n), B)
+        C, D = fma(w, load_splat_f32x16(x, c + n), C), fma(w, load_splat_f32x16(x, d + n), D)
     return A, B, C, D
 
 
 @parallel_jit
-def multiply(workers, x, groups, weight, scales, M, y):
-    """y [J, M] = x [J, N] @ W^T, for each group (e, first, last) its tokens with rows e M to e M + M - 1 of the weight.
+def multiply(workers, x, weight, scales, y):
+    """y [T, M] = x [T, N] @ W^T, of dense weights.
 
-    A worker widens every `workers`-th sixteen rows, into a tile that stays in its level-2 cache with the group's x.
+    A worker widens every `workers`-th sixteen rows, into a tile that stays in its level-2 cache with x.
     """
-    N = x.shape[1]
+    (T, M), N = y.shape, x.shape[1]
     x = x.reshape(-1)
     for worker in prange(workers):
         tile, out = np.empty(16 * N, np.float32), np.empty(64, np.float32)
-        for g in range(len(groups)):
-            e, first, last = groups[g]
-            for row in range(16 * worker, M, 16 * workers):
-                widen_rows(weight, scales, e * M + row, tile)
-                for t in range(first, last, 4):
-                    a, b, c, d = N * t, N * min(t + 1, last - 1), N * min(t + 2, last - 1), N * min(t + 3, last - 1)
-                    A, B, C, D = four_by_sixteen(x, a, b, c, d, N, tile, 0, 16)
-                    store(out, 0, A)
-                    store(out, 16, B)
-                    store(out, 32, C)
-                    store(out, 48, D)
-                    for i in range(min(4, last - t)):
-                        for r in range(min(16, M - row)):
-                            y[t + i, row + r] = out[16 * i + r]
+        for row in range(16 * worker, M, 16 * workers):
+            widen_rows(weight, scales, row, tile)
+            for t in range(0, T, 4):
+                a, b, c, d = N * t, N * min(t + 1, T - 1), N * min(t + 2, T - 1), N * min(t + 3, T - 1)
+                A, B, C, D = four_by_sixteen(x, a, b, c, d, N, tile, 0, 16)
+                store(out, 0, A)
+                store(out, 16, B)
+                store(out, 32, C)
+                store(out, 48, D)
+                for i in range(min(4, T - t)):
+                    for r in range(min(16, M - row)):
+                        y[t + i, row + r] = out[16 * i + r]
+
+
+@inline_jit
+def eight_rows(blocks, at, stride):
+    """One block of each of eight rows, `stride` bytes apart -> eight vectors of the bytes of `look_up_offset`: of each
+    row the four even elements of its first four bytes, the four odd ones, the even ones of the next four bytes, ..."""
+    a, b, c, d = load_columns_u8x32(blocks, at, stride)
+    return (look_up_offset(low_nibbles(a)), look_up_offset(high_nibbles(a)), look_up_offset(low_nibbles(b)),
+            look_up_offset(high_nibbles(b)), look_up_offset(low_nibbles(c)), look_up_offset(high_nibbles(c)),
+            look_up_offset(low_nibbles(d)), look_up_offset(high_nibbles(d)))  # fmt: skip
+
+
+@inline_jit
+def add_products(sums, even, odd, more_even, more_odd, x, at):
+    """To the four sums are added eight rows' products, and eight more rows', with the eight x whose bytes begin at
+    `at`: high bytes and low ones apart, because an addition waits for the one before."""
+    A, B, a, b = sums
+    x_even, x_odd = load_splat_i8x32(x, at), load_splat_i8x32(x, at + 32)
+    A, B = dot(A, even, x_even, odd, x_odd), dot(B, more_even, x_even, more_odd, x_odd)
+    x_even, x_odd = load_splat_i8x32(x, at + 64), load_splat_i8x32(x, at + 96)
+    return A, B, dot(a, even, x_even, odd, x_odd), dot(b, more_even, x_even, more_odd, x_odd)
+
+
+@jit
+def sixteen_rows(x, offsets, x_scales, tokens, blocks, scales, row, B, stride, columns, sums):
+    """sums [len(tokens), 16] = x of the tokens, rounded to int16, times rows `row` to row + 15 of packed weights.
+
+    The arithmetic of `dot_mxfp4`, but a lane is a row here. A block of sixteen rows is converted once, and stays in
+    registers until it has met all tokens. columns [16 B] is for the scales, side by side.
+    """
+    for r in range(16):
+        for b in range(B):
+            columns[16 * b + r] = scales[(row + r) * B + b]
+    one = splat_f32x8(np.float32(1))
+    sums[:] = 0
+    for b in range(B):
+        at = 16 * (row * B + b)
+        w, v = eight_rows(blocks, at, 16 * B), eight_rows(blocks, at + 8 * 16 * B, 16 * B)
+        w_scale = block_scales(load_u8x8(columns, 16 * b), one)
+        v_scale = block_scales(load_u8x8(columns, 16 * b + 8), one)
+        for r in range(16):
+            prefetch(blocks, at + 16 * B * r + 128)
+        for j in range(len(tokens)):
+            s = tokens[j] * B + b
+            x_scale, excess = load_splat_f32x8(x_scales, s), load_splat_i32x8(offsets, s)
+            at = tokens[j] * stride + b // 2 * 128 + b % 2 * 16  # see `place`
+            four = zeros_i32x8(), zeros_i32x8(), excess, excess
+            four = add_products(four, w[0], w[1], v[0], v[1], x, at)
+            four = add_products(four, w[2], w[3], v[2], v[3], x, at + 4)
+            four = add_products(four, w[4], w[5], v[4], v[5], x, at + 8)
+            high, other_high, low, other_low = add_products(four, w[6], w[7], v[6], v[7], x, at + 12)
+            total, other = to_float(add(times_256(high), low)), to_float(add(times_256(other_high), other_low))
+            store(sums, 16 * j, fma(total, times(w_scale, x_scale), load_f32x8(sums, 16 * j)))
+            store(sums, 16 * j + 8, fma(other, times(v_scale, x_scale), load_f32x8(sums, 16 * j + 8)))
 
 
 @parallel_jit
-def swiglu_rows(gate_up, bias, groups, limit, h):
-    """h [J, F] = SwiGLU of gate_up [J, 2F] + bias [E, 2F] of each group's expert."""
-    J, F = h.shape
-    for g in prange(len(groups)):
-        e, first, last = groups[g]
-        for j in range(first, last):
-            for f in range(F):
-                gate, up = gate_up[j, 2 * f] + widen(bias[e, 2 * f]), gate_up[j, 2 * f + 1] + widen(bias[e, 2 * f + 1])
-                h[j, f] = swiglu(gate, up, limit)
+def multiply_mxfp4(workers, x, offsets, x_scales, tokens, groups, blocks, scales, y, bias=None, limit=None):
+    """y [J, M]: for each group (e, first, last) x of its tokens, rounded to int16, times expert e's weights [M, N]^T;
+    or with a bias y [J, M/2], SwiGLU of that.
+
+    A worker has every `workers`-th sixteen rows of each expert, and takes MANY tokens at a time, whose x stay in its
+    level-2 cache.
+    """
+    _, M, B, _ = blocks.shape
+    stride = 128 * x.shape[1]
+    x, offsets, x_scales = x.reshape(-1), offsets.reshape(-1), x_scales.reshape(-1)
+    blocks, scales = blocks.reshape(-1), scales.reshape(-1)
+    for worker in prange(workers):
+        columns, sums = np.empty(16 * B, np.uint8), np.empty(16 * MANY, np.float32)
+        for g in range(len(groups)):
+            e, first, last = groups[g]
+            for start in range(first, last, MANY):
+                some = tokens[start : min(start + MANY, last)]
+                for m in range(16 * worker, M, 16 * workers):
+                    sixteen_rows(x, offsets, x_scales, some, blocks, scales, e * M + m, B, stride, columns, sums)
+                    for j in range(len(some)):
+                        out = sums[16 * j : 16 * j + 16]
+                        if bias is None:
+                            y[start + j, m : m + 16] = out
+                        else:
+                            for r in range(0, 16, 2):
+                                gate, up = out[r] + widen(bias[e, m + r]), out[r + 1] + widen(bias[e, m + r + 1])
+                                y[start + j, (m + r) // 2] = swiglu(gate, up, limit)
 
 
 # ---- The three operations -------------------------------------------------------------------------------------------
@@ -335,7 +395,7 @@ def linear(x, weight, bias=None):
         stream_int8(x, *weight, y, bias) if quantized else stream_bf16(x, weight, y, bias)
         return y
     weight, scales = weight if quantized else (weight, NONE)
-    multiply(numba.get_num_threads(), x, np.array([[0, 0, T]]), weight, scales, M, y)
+    multiply(numba.get_num_threads(), x, weight, scales, y)
     if bias is not None:
         y += (bias.astype(np.uint32) << 16).view(np.float32)
     return y
@@ -382,20 +442,14 @@ def experts(x, chosen, weights, layer, limit):
     workers, limit = numba.get_num_threads(), np.float32(limit)
     tokens, places, groups = group(chosen, E)
     h, down, y = np.empty((chosen.size, F), np.float32), np.empty((chosen.size, N), np.float32), np.empty_like(x)
-    if chosen.size <= FEW * len(groups) and N % 64 == F % 64 == 0:  # dot_mxfp4 takes two blocks at a time
+    if chosen.size <= FEW_MXFP4 * len(groups) and N % 64 == F % 64 == 0:  # dot_mxfp4 takes two blocks at a time
         stream_gate_up(workers, *rounded_to_int16(x), tokens, groups, *layer.gate_up, layer.gate_up_bias, limit, h)
         stream_down(workers, *rounded_to_int16(h), groups, *layer.down, down)
     else:
-        gate_up = np.empty((chosen.size, 2 * F), np.float32)
-        multiply(workers, x[tokens], groups, *flat(layer.gate_up), 2 * F, gate_up)
-        swiglu_rows(gate_up, layer.gate_up_bias, groups, limit, h)
-        multiply(workers, h, groups, *flat(layer.down), N, down)
+        multiply_mxfp4(workers, *rounded_to_int16(x), tokens, groups, *layer.gate_up, h, layer.gate_up_bias, limit)
+        multiply_mxfp4(workers, *rounded_to_int16(h), np.arange(chosen.size), groups, *layer.down, down)
     combine(down, layer.down_bias, places, chosen, weights, y)
     return y
-
-
-def flat(weight):
-    return [part.reshape(-1) for part in weight]
 
 
 # ---- Attention ------------------------------------------------------------------------------------------------------
@@ -409,15 +463,15 @@ def exp(x):
 
     x = n ln 2 + r, |r| <= ln 2 / 2: so 2^n times a polynomial in r (Cephes' expf). ln 2 in two parts keeps r exact.
     """
-    x = larger(x, splat(np.float32(-88)))  # n = -127
-    n = to_whole(times(x, splat(np.float32(1.44269504))))
-    r = fma(n, splat(np.float32(2.12194440e-4)), fma(n, splat(np.float32(-0.693359375)), x))
-    y = fma(splat(np.float32(1.9875691500e-4)), r, splat(np.float32(1.3981999507e-3)))
-    y = fma(y, r, splat(np.float32(8.3334519073e-3)))
-    y = fma(y, r, splat(np.float32(4.1665795894e-2)))
-    y = fma(y, r, splat(np.float32(1.6666665459e-1)))
-    y = fma(y, r, splat(np.float32(5.0000001201e-1)))
-    y = fma(y, times(r, r), add(r, splat(np.float32(1))))
+    x = larger(x, splat_f32x16(np.float32(-88)))  # n = -127
+    n = to_whole(times(x, splat_f32x16(np.float32(1.44269504))))
+    r = fma(n, splat_f32x16(np.float32(2.12194440e-4)), fma(n, splat_f32x16(np.float32(-0.693359375)), x))
+    y = fma(splat_f32x16(np.float32(1.9875691500e-4)), r, splat_f32x16(np.float32(1.3981999507e-3)))
+    y = fma(y, r, splat_f32x16(np.float32(8.3334519073e-3)))
+    y = fma(y, r, splat_f32x16(np.float32(4.1665795894e-2)))
+    y = fma(y, r, splat_f32x16(np.float32(1.6666665459e-1)))
+    y = fma(y, r, splat_f32x16(np.float32(5.0000001201e-1)))
+    y = fma(y, times(r, r), add(r, splat_f32x16(np.float32(1))))
     return times(y, power_of_two(n))
 
 
@@ -476,7 +530,7 @@ def weigh(queries, row, keys, seen, P, p, shrink, peak, total):
             new = max(peak[row + i], largest_lane(larger(left, right)))
             if new > peak[row + i]:
                 shrink[i] = np.exp(peak[row + i] - new)
-            left, right = exp(add(left, splat(-new))), exp(add(right, splat(-new)))
+            left, right = exp(add(left, splat_f32x16(-new))), exp(add(right, splat_f32x16(-new)))
             peak[row + i], total[row + i] = new, total[row + i] * shrink[i] + sum_lanes(add(left, right))
         store(p, at, left)
         store(p, at + 16, right)
@@ -488,10 +542,10 @@ def gather(p, shrink, values, row, P, sums):
     for first in range(0, P, 16):
         at = row * P + first
         a, b, c, d = four_by_sixteen(p, 0, KEYS, 2 * KEYS, 3 * KEYS, KEYS, values, first, P)
-        store(sums, at, fma(load_f32x16(sums, at), splat(shrink[0]), a))
-        store(sums, at + P, fma(load_f32x16(sums, at + P), splat(shrink[1]), b))
-        store(sums, at + 2 * P, fma(load_f32x16(sums, at + 2 * P), splat(shrink[2]), c))
-        store(sums, at + 3 * P, fma(load_f32x16(sums, at + 3 * P), splat(shrink[3]), d))
+        store(sums, at, fma(load_f32x16(sums, at), splat_f32x16(shrink[0]), a))
+        store(sums, at + P, fma(load_f32x16(sums, at + P), splat_f32x16(shrink[1]), b))
+        store(sums, at + 2 * P, fma(load_f32x16(sums, at + 2 * P), splat_f32x16(shrink[2]), c))
+        store(sums, at + 3 * P, fma(load_f32x16(sums, at + 3 * P), splat_f32x16(shrink[3]), d))
 
 
 @parallel_jit

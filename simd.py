@@ -93,26 +93,48 @@ def loader(vector):
 
 
 # load_X(array, i): lanes i, i + 1, ... of a C-contiguous array, which must have that many.
-load_u8x8, load_u8x32, load_i8x32 = loader(u8x8), loader(u8x32), loader(i8x32)
+load_u8x8, load_u8x32, load_i8x32, load_i32x8 = loader(u8x8), loader(u8x32), loader(i8x32), loader(i32x8)
 load_f32x8, load_f32x16 = loader(f32x8), loader(f32x16)
 
 
-def pair_loader(vector):
+def pair_loader(vector, picked):
     @intrinsic
     def load(typing, array, i):
         def emit(context, builder, signature, args):
             data = builder.gep(context.make_array(signature.args[0])(context, builder, args[0]).data, [args[1]])
             two = ir.VectorType(data.type.pointee, 2)
             v = builder.load(builder.bitcast(data, two.as_pointer()), align=1)
-            return lanes(builder, v, [0] * 4 + [1] * 4)
+            return builder.shuffle_vector(v, ir.Constant(two, [0, 0]), ir.Constant(ir.VectorType(I32, 8), picked))
 
         return vector(array, types.intp), emit
 
     return load
 
 
-# four times the number at i, four times the one after it
-load_pair_u8x8, load_pair_f32x8 = pair_loader(u8x8), pair_loader(f32x8)
+# four times the number at i, four times the one after it; or each once, with three zeros after it
+load_pair_u8x8, load_pair_f32x8 = (pair_loader(vector, [0] * 4 + [1] * 4) for vector in (u8x8, f32x8))
+load_apart_i32x8 = pair_loader(i32x8, [0, 2, 2, 2, 1, 2, 2, 2])
+
+
+def splat_loader(vector, whole=None):
+    whole = whole or vector
+
+    @intrinsic
+    def load(typing, array, i):
+        def emit(context, builder, signature, args):
+            data = context.make_array(signature.args[0])(context, builder, args[0]).data
+            one = lowered(whole).element
+            x = builder.load(builder.bitcast(builder.gep(data, [args[1]]), one.as_pointer()), align=1)
+            return builder.bitcast(repeated(builder, x, whole.lanes), lowered(vector))
+
+        return vector(array, types.intp), emit
+
+    return load
+
+
+# the number at i in all lanes; and the four bytes from i on eight times, as an int32 would be
+load_splat_f32x8, load_splat_f32x16, load_splat_i32x8 = splat_loader(f32x8), splat_loader(f32x16), splat_loader(i32x8)
+load_splat_i8x32 = splat_loader(i8x32, i32x8)
 
 
 def widened_loader(n):
@@ -144,14 +166,14 @@ load_widened, load_one_widened = widened_loader(16), widened_loader(1)
 
 @intrinsic
 def store(typing, array, i, v):
-    """array[i : i + 16] = v, a float32 array and an f32x16."""
+    """array[i : i + lanes] = v."""
 
     def emit(context, builder, signature, args):
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
         builder.store(args[2], builder.bitcast(builder.gep(data, [args[1]]), args[2].type.as_pointer()), align=4)
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, f32x16), emit
+    return types.void(array, types.intp, v), emit
 
 
 @intrinsic
@@ -182,6 +204,32 @@ def take_turns(builder, a, b, first):
     L = a.type.count
     picked = [lane for k in range(first, first + L // 2) for lane in (k, L + k)]
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, L), picked))
+
+
+@intrinsic
+def load_columns_u8x32(typing, array, i, stride):
+    """Eight rows of 16 bytes at i, i + stride, ... of an array -> each row's first four bytes, next four, ... [4]."""
+
+    def emit(context, builder, signature, args):
+        data, at, rows = context.make_array(signature.args[0])(context, builder, args[0]).data, args[1], []
+        for _ in range(8):
+            four = ir.VectorType(I32, 4).as_pointer()
+            rows.append(builder.load(builder.bitcast(builder.gep(data, [at]), four), align=1))
+            at = builder.add(at, args[2])
+
+        def pick(a, b, *lanes):
+            return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, 8), lanes))
+
+        # Rows k and k + 4 share a register, whose halves are then treated alike: two transpositions of 4 x 4.
+        a, b, c, d = (pick(rows[k], rows[k + 4], *range(8)) for k in range(4))
+        columns = []
+        for lane in (0, 2):
+            ab, cd = (pick(*two, *(k + lane for k in (0, 8, 1, 9, 4, 12, 5, 13))) for two in ((a, b), (c, d)))
+            columns += pick(ab, cd, 0, 1, 8, 9, 4, 5, 12, 13), pick(ab, cd, 2, 3, 10, 11, 6, 7, 14, 15)
+        columns = [builder.bitcast(column, lowered(u8x32)) for column in columns]
+        return context.make_tuple(builder, signature.return_type, columns)
+
+    return types.UniTuple(u8x32, 4)(array, types.intp, types.intp), emit
 
 
 @intrinsic
@@ -309,26 +357,21 @@ def half_to_float(picked):
 first_to_float, last_to_float = half_to_float(range(16)), half_to_float(range(16, 32))
 
 
-def repeated(builder, x):
-    one = builder.insert_element(ir.Constant(lowered(f32x16), ir.Undefined), x, ir.Constant(I32, 0))
-    return lanes(builder, one, [0] * 16)
+def repeated(builder, x, n):
+    one = builder.insert_element(ir.Constant(ir.VectorType(x.type, n), ir.Undefined), x, ir.Constant(I32, 0))
+    return lanes(builder, one, [0] * n)
 
 
-@intrinsic
-def splat(typing, x):
-    """float32 x -> float32[16], all x."""
-    return f32x16(types.float32), lambda context, builder, signature, args: repeated(builder, args[0])
+def splatter(vector):
+    @intrinsic
+    def splat(typing, x):
+        return vector(types.float32), lambda context, builder, signature, args: repeated(builder, args[0], vector.lanes)
+
+    return splat
 
 
-@intrinsic
-def load_splat(typing, array, i):
-    """array[i], sixteen times."""
-
-    def emit(context, builder, signature, args):
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        return repeated(builder, builder.load(builder.gep(data, [args[1]])))
-
-    return f32x16(array, types.intp), emit
+# float32 -> the same number in all lanes
+splat_f32x8, splat_f32x16 = splatter(f32x8), splatter(f32x16)
 
 
 @intrinsic
@@ -364,14 +407,18 @@ spread_0_1, spread_2_3, spread_4_5, spread_6_7 = spreader(0), spreader(2), sprea
 
 @intrinsic
 def add(typing, a, b):
-    """a + b, float32[8] or float32[16] each."""
-    return a(a, a), lambda context, builder, signature, args: builder.fadd(*args)
+    """a + b, int32[8], float32[8] or float32[16] each."""
+
+    def emit(context, builder, signature, args):
+        return builder.fadd(*args) if a.element is types.float32 else builder.add(*args)
+
+    return a(a, a), emit
 
 
 @intrinsic
 def times(typing, a, b):
-    """a * b, float32[16] each."""
-    return f32x16(f32x16, f32x16), lambda context, builder, signature, args: builder.fmul(*args)
+    """a * b, float32[8] or float32[16] each."""
+    return a(a, a), lambda context, builder, signature, args: builder.fmul(*args)
 
 
 @intrinsic

@@ -33,8 +33,7 @@ from kernels import (  # noqa: E402
     SUMS,
     dot_mxfp4,
     e8m0,
-    flat,
-    multiply,
+    multiply_mxfp4,
     rounded_to_int16,
     stream_bf16,
 )
@@ -44,6 +43,7 @@ from simd import (  # noqa: E402
     Vector,
     dot,
     f32x16,
+    finder,
     first_to_float,
     fma,
     high_nibbles,
@@ -54,11 +54,10 @@ from simd import (  # noqa: E402
     load_i8x32,
     load_u8x32,
     loader,
-    look_up,
     look_up_offset,
     low_nibbles,
     lowered,
-    splat,
+    splat_f32x16,
     sum_lanes,
     times,
     to_float,
@@ -70,7 +69,7 @@ from simd import (  # noqa: E402
 jit, parallel_jit = njit(fastmath=SUMS), njit(parallel=True, fastmath=SUMS)
 inline_jit = njit(fastmath=SUMS, forceinline=True)
 ALL = numba.get_num_threads()
-TOKENS = 64  # for the tiles at the end: what an expert sees of a prompt of 512 tokens, on average
+TOKENS = 64  # at once, at the end: what an expert sees of a prompt of 512 tokens, on average
 RUNS, SECONDS = 15, 0.5  # the best of so many, or of those that the time allows
 PACKED = 17 / 32  # bytes of a weight: half a one, and a share of the scale
 LIMIT, KERNEL = "bf16, plain loop", "fetched ahead"
@@ -174,6 +173,9 @@ def float16_to_float(typing, bits):
     return types.float32(types.uint16), emit
 
 
+look_up = finder(i8x32, 0)  # simd.look_up_offset without the offset
+
+
 @jit
 def dot_vectors(blocks, scales, row, x, B):
     total, half = zeros_f32x16(), np.float32(0.5)  # half undoes the doubling in look_up
@@ -184,8 +186,8 @@ def dot_vectors(blocks, scales, row, x, B):
         two = times(last_to_float(even), load_f32x16(x, 32 * b + 16))
         one = fma(first_to_float(odd), load_f32x16(x, 32 * b + 32), one)
         two = fma(last_to_float(odd), load_f32x16(x, 32 * b + 48), two)
-        total = fma(one, splat(e8m0(scales[row * B + b]) * half), total)
-        total = fma(two, splat(e8m0(scales[row * B + b + 1]) * half), total)
+        total = fma(one, splat_f32x16(e8m0(scales[row * B + b]) * half), total)
+        total = fma(two, splat_f32x16(e8m0(scales[row * B + b + 1]) * half), total)
     return sum_lanes(total)
 
 
@@ -200,8 +202,8 @@ def dot_int16(blocks, scales, row, x, B):
         packed = load_u8x32(blocks, 16 * (row * B + b))
         even, odd = look_up(low_nibbles(packed)), look_up(high_nibbles(packed))
         sums = multiply_add(even, load_i16x32(n, 32 * b), odd, load_i16x32(n, 32 * b + 32))
-        one = splat(e8m0(scales[row * B + b]) * x_scales[b])
-        two = splat(e8m0(scales[row * B + b + 1]) * x_scales[b + 1])
+        one = splat_f32x16(e8m0(scales[row * B + b]) * x_scales[b])
+        two = splat_f32x16(e8m0(scales[row * B + b + 1]) * x_scales[b + 1])
         total = fma(sums, halves(one, two), total)
     return sum_lanes(total)
 
@@ -248,9 +250,9 @@ def no_prefetch(array, i):
 
 
 @inline_jit
-def two_blocks_int8(blocks, w_at, x, at, low):
+def two_blocks_int8(blocks, w, x, at):
     """kernels.two_blocks for an x of one byte: without the low ones."""
-    packed = load_u8x32(blocks, w_at)
+    packed = load_u8x32(blocks, w)
     even, odd = look_up_offset(low_nibbles(packed)), look_up_offset(high_nibbles(packed))
     return to_float(dot(zeros_i32x8(), even, load_i8x32(x, at), odd, load_i8x32(x, at + 32)))
 
@@ -271,16 +273,17 @@ def in_two_bytes(x):
 
 
 def in_int16(x):
-    n, offsets, scales = in_two_bytes(x)
-    high, low = n.astype(np.int16).reshape(2, -1)
-    return 256 * high + low, scales
+    n, _, scales = in_two_bytes(x)
+    n = n.astype(np.int16).reshape(-1, 2, 64)
+    return (256 * n[:, 0] + n[:, 1]).reshape(-1), scales
 
 
 def in_int8(x):
     step = np.abs(x).reshape(-1, 32).max(axis=1) / np.float32(127)
     n = np.rint(x / np.repeat(np.where(step == 0, 1, step), 32)).astype(np.int8)
-    offsets = np.float32(-OFFSET / 4) * n.reshape(-1, 32).sum(axis=1)  # see kernels.round_to_int16
-    return as_unpacked(n), offsets.astype(np.float32), step * np.float32(0.5)
+    offsets = -OFFSET * n.reshape(-1, 32).sum(axis=1, dtype=np.int32)  # see kernels.round_to_int16
+    bytes_of_blocks = np.repeat(as_unpacked(n).reshape(-1, 1, 64), 2, axis=1)  # the kernel steps over low bytes
+    return bytes_of_blocks.reshape(-1), offsets, step * np.float32(0.5)
 
 
 # ---- The ladder -----------------------------------------------------------------------------------------------------
@@ -355,7 +358,7 @@ def best_time(work):
 
 def climb(M, N):
     """Measure rungs and limits -> {name: (error, {threads: bytes a second})}, matmul {threads: FLOP a second}, and
-    what the tiles do: (error, FLOP a second)."""
+    what many tokens at once come to: (error, FLOP a second)."""
     rng = np.random.default_rng(0)
     weight = random_weights(M, N, rng)
     tokens = rng.standard_normal((TOKENS, N), dtype=np.float32)
@@ -393,20 +396,21 @@ def climb(M, N):
             matmul[threads] = 2 * 2048**3 / best_time(lambda: a @ a)
 
     numba.set_num_threads(ALL)
-    y, all_of_them = np.empty((TOKENS, M), np.float32), np.array([[0, 0, TOKENS]])
+    y, group, expert = np.empty((TOKENS, M), np.float32), np.array([[0, 0, TOKENS]]), [part[None] for part in weight]
 
-    def tiles():
-        multiply(ALL, tokens, all_of_them, *flat(weight), M, y)
+    def together():
+        multiply_mxfp4(ALL, *rounded_to_int16(tokens), np.arange(TOKENS), group, *expert, y)
 
-    tiles()
-    error = error_of(f"tiles, {TOKENS} tokens", y, exact, 2**-24 * N**0.5)
-    return figures, matmul, (error, 2 * M * N * TOKENS / best_time(tiles))
+    together()
+    kernel = next(rung for rung in RUNGS if rung.name == KERNEL)
+    error = error_of(f"{TOKENS} tokens at once", y, exact, kernel.tolerance(N))
+    return figures, matmul, (error, 2 * M * N * TOKENS / best_time(together))
 
 
 # ---- Showing --------------------------------------------------------------------------------------------------------
 
 
-def report(M, N, figures, matmul, tiles):
+def report(M, N, figures, matmul, at_once):
     heads = {n: f"{n} thread{'s' if n > 1 else ''}" for n in matmul}
     print(machine())
     print(f"{M:,} rows of {N:,} weights, {M * N * PACKED / 1e6:,.0f} MB packed; errors are relative to float64 (rms)")
@@ -422,12 +426,12 @@ def report(M, N, figures, matmul, tiles):
             line += "{:>8}{:>10}{:>10}    ".format(*shown)
         print(f"{line}{error:.0e}")
     print(f"{'float32 matmul':22}" + "".join(f"{rate / 1e9:18.3g}{'':14}" for rate in matmul.values()))
-    error, rate = tiles
-    print(f"\n{TOKENS} tokens at once, tile by tile, {heads[ALL]}: {rate / 1e9:.3g} GFLOP/s, "
+    error, rate = at_once
+    print(f"\n{TOKENS} tokens at once, {heads[ALL]}: {rate / 1e9:.3g} GFLOP/s, "
           f"{rate / matmul[ALL]:.0%} of matmul's; error {error:.0e}")
 
 
-def draw(figures, matmul, tiles, file):
+def draw(figures, matmul, at_once, file):
     """The roofline (Williams, Waterman and Patterson, CACM 2009): what memory and arithmetic allow, and what we get."""
     import matplotlib
 
@@ -487,9 +491,9 @@ def draw(figures, matmul, tiles, file):
         label = f"{what}: {speed[what]:.3g}" + (f" ({share:.0%})" if share > 0.005 else "")
         write(label, (one * 1.57, height), (0, 0), **how, va="center", bbox={"fc": "white", "ec": "none", "pad": 1.5})
     point(1, figures[LIMIT][1][ALL] / 1e9, ink)
-    point(some, tiles[1] / 1e9, blue)
-    write(f"tile by tile: {tiles[1] / 1e9:.3g} ({tiles[1] / matmul[ALL]:.0%})", (some, tiles[1] / 1e9), (-8, -6), blue,
-          ha="right", va="top", weight="bold")
+    point(some, at_once[1] / 1e9, blue)
+    label = f"{TOKENS} at once: {at_once[1] / 1e9:.3g} ({at_once[1] / matmul[ALL]:.0%})"
+    write(label, (some, at_once[1] / 1e9), (-8, 4), blue, ha="right", weight="bold")
     words = "In parentheses: the share of the limit above." + ("\nSmall circles: one thread." if ALL > 1 else "")
     write(words, (right, bottom), (-4, 12), gray, ha="right")
     fig.savefig(file, dpi=150, metadata={"Date": None} if file.endswith(".svg") else None)
