@@ -195,37 +195,27 @@ def swiglu(gate, up, limit):
 
 
 @parallel_jit
-def stream_gate_up(workers, x, offsets, x_scales, tokens, groups, blocks, scales, bias, limit, h):
-    """h [J, F]: for the pairs (token, expert) of each group, SwiGLU of the expert's rows 2f (gate) and 2f + 1 (up).
+def stream_mxfp4(workers, x, offsets, x_scales, tokens, groups, blocks, scales, y, bias=None, limit=None):
+    """y [J, M]: for each group (e, first, last), x of its tokens, rounded to int16, times expert e's weights [M, N]^T.
+    With a bias [E, M] it is y [J, M/2]: SwiGLU of the sums of rows 2f (gate) and 2f + 1 (up).
 
     A worker has its share of the rows of every expert, one after the other as they lie in memory.
     """
-    F, B = h.shape[1], blocks.shape[2]
+    (_, M, B, _), results = blocks.shape, y.shape[1]
     x, offsets, x_scales = x.reshape(-1), offsets.reshape(-1), x_scales.reshape(-1)
     blocks, scales = blocks.reshape(-1), scales.reshape(-1)
     for worker in prange(workers):
         for g in range(len(groups)):
             e, first, last = groups[g]
-            for f in range(F * worker // workers, F * (worker + 1) // workers):
-                row = e * 2 * F + 2 * f
+            for m in range(results * worker // workers, results * (worker + 1) // workers):
                 for j in range(first, last):  # the rows stay in the level-1 cache
-                    gate = dot_mxfp4(blocks, scales, row, x, offsets, x_scales, tokens[j], B) + widen(bias[e, 2 * f])
-                    up = dot_mxfp4(blocks, scales, row + 1, x, offsets, x_scales, tokens[j], B)
-                    h[j, f] = swiglu(gate, up + widen(bias[e, 2 * f + 1]), limit)
-
-
-@parallel_jit
-def stream_down(workers, h, offsets, h_scales, groups, blocks, scales, down):
-    """down [J, N]: the down projections, without their bias."""
-    N, B = down.shape[1], blocks.shape[2]
-    h, offsets, h_scales = h.reshape(-1), offsets.reshape(-1), h_scales.reshape(-1)
-    blocks, scales = blocks.reshape(-1), scales.reshape(-1)
-    for worker in prange(workers):
-        for g in range(len(groups)):
-            e, first, last = groups[g]
-            for n in range(N * worker // workers, N * (worker + 1) // workers):
-                for j in range(first, last):
-                    down[j, n] = dot_mxfp4(blocks, scales, e * N + n, h, offsets, h_scales, j, B)
+                    if bias is None:
+                        y[j, m] = dot_mxfp4(blocks, scales, e * M + m, x, offsets, x_scales, tokens[j], B)
+                    else:
+                        row = e * M + 2 * m
+                        gate = dot_mxfp4(blocks, scales, row, x, offsets, x_scales, tokens[j], B)
+                        up = dot_mxfp4(blocks, scales, row + 1, x, offsets, x_scales, tokens[j], B)
+                        y[j, m] = swiglu(gate + widen(bias[e, 2 * m]), up + widen(bias[e, 2 * m + 1]), limit)
 
 
 # ---- Many tokens: convert sixteen rows, multiply them by all tokens -------------------------------------------------
@@ -352,12 +342,8 @@ def sixteen_rows(x, offsets, x_scales, tokens, blocks, scales, row, B, stride, c
 
 @parallel_jit
 def multiply_mxfp4(workers, x, offsets, x_scales, tokens, groups, blocks, scales, y, bias=None, limit=None):
-    """y [J, M]: for each group (e, first, last) x of its tokens, rounded to int16, times expert e's weights [M, N]^T;
-    or with a bias y [J, M/2], SwiGLU of that.
-
-    A worker has every `workers`-th sixteen rows of each expert, and takes MANY tokens at a time, whose x stay in its
-    level-2 cache.
-    """
+    """The same as stream_mxfp4. A worker has every `workers`-th sixteen rows of each expert, and takes MANY tokens at a
+    time, whose x stay in its level-2 cache."""
     _, M, B, _ = blocks.shape
     stride = 128 * x.shape[1]
     x, offsets, x_scales = x.reshape(-1), offsets.reshape(-1), x_scales.reshape(-1)
@@ -442,12 +428,10 @@ def experts(x, chosen, weights, layer, limit):
     workers, limit = numba.get_num_threads(), np.float32(limit)
     tokens, places, groups = group(chosen, E)
     h, down, y = np.empty((chosen.size, F), np.float32), np.empty((chosen.size, N), np.float32), np.empty_like(x)
-    if chosen.size <= FEW_MXFP4 * len(groups) and N % 64 == F % 64 == 0:  # dot_mxfp4 takes two blocks at a time
-        stream_gate_up(workers, *rounded_to_int16(x), tokens, groups, *layer.gate_up, layer.gate_up_bias, limit, h)
-        stream_down(workers, *rounded_to_int16(h), groups, *layer.down, down)
-    else:
-        multiply_mxfp4(workers, *rounded_to_int16(x), tokens, groups, *layer.gate_up, h, layer.gate_up_bias, limit)
-        multiply_mxfp4(workers, *rounded_to_int16(h), np.arange(chosen.size), groups, *layer.down, down)
+    few = chosen.size <= FEW_MXFP4 * len(groups) and N % 64 == F % 64 == 0  # dot_mxfp4 takes two blocks at a time
+    product = stream_mxfp4 if few else multiply_mxfp4
+    product(workers, *rounded_to_int16(x), tokens, groups, *layer.gate_up, h, layer.gate_up_bias, limit)
+    product(workers, *rounded_to_int16(h), np.arange(chosen.size), groups, *layer.down, down)
     combine(down, layer.down_bias, places, chosen, weights, y)
     return y
 

@@ -3,8 +3,8 @@
 Numba turns a plain loop into vector instructions by itself where it can; it cannot for the 4-bit numbers of MXFP4. Here
 LLVM's own vectors become types that Numba code can pass around, and each operation is a function of a few lines. All
 but two are written in LLVM's generic operations, which it lowers to AVX2, AVX-512 or NEON alike. The exceptions are
-`look_up`, a shuffle of bytes, and `dot`, products of bytes: x86 has instructions for them that LLVM does not find by
-itself. Elsewhere generic operations come to the same.
+`look_up_offset`, a shuffle of bytes, and `dot`, products of bytes: processors have instructions for them that LLVM does
+not find by itself. Where one has not, generic operations come to the same.
 """
 
 from llvmlite import ir
@@ -38,7 +38,7 @@ def lowered(vector):
 u8x8, u8x32 = Vector(types.uint8, 8), Vector(types.uint8, 32)
 i8x32, i32x8 = Vector(types.int8, 32), Vector(types.int32, 8)
 f32x8, f32x16 = Vector(types.float32, 8), Vector(types.float32, 16)
-I16, I32 = ir.IntType(16), ir.IntType(32)
+I8, I16, I32 = ir.IntType(8), ir.IntType(16), ir.IntType(32)
 
 
 def constant(vector, values):
@@ -54,15 +54,27 @@ def lanes(builder, v, picked):
     return builder.shuffle_vector(v, v, ir.Constant(ir.VectorType(I32, len(picked)), list(picked)))
 
 
+def joined(builder, a, b):
+    """The lanes of a and then those of b."""
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, 2 * a.type.count), [*range(2 * a.type.count)]))
+
+
 def call(builder, name, result, args):
     function = ir.FunctionType(result, [a.type for a in args])
     return builder.call(cgutils.get_or_insert_function(builder.module, function, name), args)
 
 
-def supported(context):
-    """The features ("+avx2", ...) of the processor that Numba compiles for."""
+def has(context, instructions):
+    """Whether the processor that Numba compiles for has them: "avx2", "vnni", or ARM's "tbl" and "dotprod"."""
     triple, cpu, features = context.codegen().magic_tuple()
-    return set(features.split(","))
+    features = set(features.split(","))
+    arm = triple.startswith(("aarch64", "arm64"))
+    return {
+        "avx2": "+avx2" in features,
+        "vnni": {"+avx512vnni", "+avx512vl"} <= features,
+        "tbl": arm,
+        "dotprod": arm and ("+dotprod" in features or cpu.startswith(("apple-m", "neoverse"))),  # often only named
+    }[instructions]
 
 
 def zero(vector):
@@ -191,7 +203,7 @@ def transpose(typing, array, i, stride, columns):
         for _ in range(4):  # rows k and k + 8 take turns, number by number: four times, and each is in its place
             rows = [take_turns(builder, rows[k], rows[k + 8], half) for k in range(8) for half in (0, L // 2)]
         for k in range(0, 16, 2):  # two at a time, as they will be read: smaller stores would have to be waited for
-            both = builder.shuffle_vector(*rows[k : k + 2], ir.Constant(ir.VectorType(I32, 2 * L), list(range(2 * L))))
+            both = joined(builder, *rows[k : k + 2])
             address = builder.gep(out, [ir.Constant(ir.IntType(64), L * k)])
             builder.store(both, builder.bitcast(address, both.type.as_pointer()), align=1)
         return context.get_dummy_value()
@@ -221,7 +233,7 @@ def load_columns_u8x32(typing, array, i, stride):
             return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, 8), lanes))
 
         # Rows k and k + 4 share a register, whose halves are then treated alike: two transpositions of 4 x 4.
-        a, b, c, d = (pick(rows[k], rows[k + 4], *range(8)) for k in range(4))
+        a, b, c, d = (joined(builder, rows[k], rows[k + 4]) for k in range(4))
         columns = []
         for lane in (0, 2):
             ab, cd = (pick(*two, *(k + lane for k in (0, 8, 1, 9, 4, 12, 5, 13))) for two in ((a, b), (c, d)))
@@ -272,6 +284,12 @@ def finder(vector, offset):
             table = constant(vector, [offset + n for n in E2M1_TWICE] * 2)
             return call(builder, "llvm.x86.avx2.pshuf.b", lowered(vector), [table, args[0]])
 
+        def neon(context, builder, signature, args):  # tbl, of half as many bytes
+            table = ir.Constant(ir.VectorType(I8, 16), [offset + n for n in E2M1_TWICE])
+            halves = [lanes(builder, args[0], range(k, k + 16)) for k in (0, 16)]
+            halves = [call(builder, "llvm.aarch64.neon.tbl1.v16i8", table.type, [table, half]) for half in halves]
+            return joined(builder, *halves)
+
         def arithmetic(context, builder, signature, args):  # 0 1 2 3 4 6 8 12 = n + max(n - 4, 0) + 2 max(n - 6, 0)
             n, start = builder.and_(args[0], repeat(vector, 7)), repeat(vector, offset)
             above = [call(builder, "llvm.usub.sat.v32i8", n.type, [n, repeat(vector, k)]) for k in (4, 6)]
@@ -280,15 +298,16 @@ def finder(vector, offset):
             return builder.select(negative, builder.sub(start, magnitude), builder.add(start, magnitude))
 
         def emit(context, *rest):
-            return (shuffle if "+avx2" in supported(context) else arithmetic)(context, *rest)
+            way = shuffle if has(context, "avx2") else neon if has(context, "tbl") else arithmetic
+            return way(context, *rest)
 
         return vector(u8x32), emit
 
     return look_up
 
 
-# 32 e2m1 codes -> 32 bytes, twice what each code stands for: with its sign, or with OFFSET added and so from 0 to 24.
-look_up, look_up_offset = finder(i8x32, 0), finder(u8x32, OFFSET)
+# 32 e2m1 codes -> 32 bytes from 0 to 24: twice what each code stands for, and OFFSET
+look_up_offset = finder(u8x32, OFFSET)
 
 
 # ---- Arithmetic -----------------------------------------------------------------------------------------------------
@@ -312,6 +331,14 @@ def dot(typing, total, w, x, v, y):
         fours = call(builder, "llvm.x86.avx2.pmadd.wd", total.type, [builder.add(*pairs), ones])
         return builder.add(total, fours)
 
+    def neon(context, builder, signature, args):  # sdot, vpdpbusd's like; a weight up to 24 has no use for its sign
+        halves = [lanes(builder, args[0], range(k, k + 4)) for k in (0, 4)]
+        for factors in args[1:3], args[3:5]:
+            for k in (0, 1):
+                parts = [lanes(builder, a, range(16 * k, 16 * k + 16)) for a in factors]
+                halves[k] = call(builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", halves[k].type, [halves[k], *parts])
+        return joined(builder, *halves)
+
     def generic(context, builder, signature, args):  # in int16 too: a sum of eight products is at most 8 * 24 * 128
         total, w, x, v, y = args
         wide = ir.VectorType(I16, 32)
@@ -322,10 +349,8 @@ def dot(typing, total, w, x, v, y):
         return builder.add(total, builder.sext(sums, total.type))
 
     def emit(context, *rest):
-        features = supported(context)
-        if {"+avx512vnni", "+avx512vl"} <= features:
-            return vnni(context, *rest)
-        return (avx2 if "+avx2" in features else generic)(context, *rest)
+        ways = {"vnni": vnni, "avx2": avx2, "dotprod": neon}
+        return next((way for name, way in ways.items() if has(context, name)), generic)(context, *rest)
 
     return i32x8(i32x8, u8x32, i8x32, u8x32, i8x32), emit
 
