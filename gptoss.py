@@ -3,9 +3,9 @@
     number formats -> operations -> KV cache -> model -> sampling
 
 This file knows token ids, not text (tokenizer.py) nor messages (harmony.py); the files on disk are checkpoint.py's.
-It is written to be read, and to be right: `load(path, backend="numpy")` runs exactly what stands here. The three
-operations that take nearly all the time (`linear`, `attention`, `experts`) have a fast twin of the same name in
-kernels.py, and backend="numba" runs those instead. Nothing else differs.
+It is written to be read, and to be right: `load(path, backend="numpy")` runs exactly what stands here. The operations
+of a layer (`linear`, `attention` and `experts`, which take nearly all the time, and `rms_norm`, `rotate` and `route`)
+have a fast twin of the same name in kernels.py, and backend="numba" runs those instead. Nothing else differs.
 
     T  tokens in this call          N  hidden_size                   E  num_local_experts
     S  keys a call can see          F  intermediate_size             K  num_experts_per_tok
@@ -301,7 +301,7 @@ class Model:
         for start in range(0, len(ids), CHUNK):
             x = self.hidden(ids[start : start + CHUNK], cache)
             kept.append(x[max(0, first - start) :])
-        x = rms_norm(np.concatenate(kept), self.norm, self.config.rms_norm_eps)
+        x = self.operations.rms_norm(np.concatenate(kept), self.norm, self.config.rms_norm_eps)
         return self.operations.linear(x, self.unembedding)
 
     def hidden(self, ids, cache):
@@ -317,9 +317,9 @@ class Model:
 
     def attend(self, i, x, cos, sin, cache):
         """What layer i's attention adds to the residual stream: x [T, N] -> [T, N]."""
-        c, layer, linear = self.config, self.layers[i], self.operations.linear
-        T = len(x)
-        x = rms_norm(x, layer.attn_norm, c.rms_norm_eps)
+        c, layer, T = self.config, self.layers[i], len(x)
+        linear, rotate = self.operations.linear, self.operations.rotate
+        x = self.operations.rms_norm(x, layer.attn_norm, c.rms_norm_eps)
         q = linear(x, layer.q_weight, layer.q_bias).reshape(T, c.num_attention_heads, c.head_dim)  # [T, H, D]
         k = linear(x, layer.k_weight, layer.k_bias).reshape(T, c.num_key_value_heads, c.head_dim)  # [T, G, D]
         v = linear(x, layer.v_weight, layer.v_bias).reshape(T, c.num_key_value_heads, c.head_dim)
@@ -331,9 +331,9 @@ class Model:
     def mlp(self, i, x):
         """What layer i's experts add to the residual stream: x [T, N] -> [T, N]."""
         c, layer = self.config, self.layers[i]
-        x = rms_norm(x, layer.mlp_norm, c.rms_norm_eps)
+        x = self.operations.rms_norm(x, layer.mlp_norm, c.rms_norm_eps)
         logits = self.operations.linear(x, layer.router_weight, layer.router_bias)  # [T, E]
-        chosen, weights = route(logits, c.num_experts_per_tok)  # [T, K] each
+        chosen, weights = self.operations.route(logits, c.num_experts_per_tok)  # [T, K] each
         return self.operations.experts(x, chosen, weights, layer, c.swiglu_limit)
 
 

@@ -1,4 +1,4 @@
-"""The three operations that take nearly all the time, in Numba: each the fast twin of one in gptoss.py.
+"""The operations of a layer in Numba: each the fast twin of one in gptoss.py. Three take nearly all the time:
 
     linear      dense weights (bf16 as published, or int8)       x [T, N] -> [T, M]
     attention   sinks, sliding window, online softmax            q [T, H, D] -> [T, H, D]
@@ -366,7 +366,7 @@ def multiply_mxfp4(workers, x, offsets, x_scales, tokens, groups, blocks, scales
                                 y[start + j, (m + r) // 2] = swiglu(gate, up, limit)
 
 
-# ---- The three operations -------------------------------------------------------------------------------------------
+# ---- The operations -------------------------------------------------------------------------------------------------
 
 NONE = np.empty(0, np.float32)
 
@@ -434,6 +434,50 @@ def experts(x, chosen, weights, layer, limit):
     product(workers, *rounded_to_int16(h), np.arange(chosen.size), groups, *layer.down, down)
     combine(down, layer.down_bias, places, chosen, weights, y)
     return y
+
+
+# Three small ones. NumPy takes several calls for each, and in a model whose weights have just driven code and data out
+# of the caches, a call takes four times as long as by itself.
+
+
+@jit
+def rms_norm(x, weight, eps):
+    """x [T, N] / its root mean square, times weight [N]."""
+    y = np.empty_like(x)
+    for t in range(len(x)):
+        total = np.float32(0)
+        for n in range(x.shape[1]):
+            total += x[t, n] * x[t, n]
+        rms = np.sqrt(total / np.float32(x.shape[1]) + np.float32(eps))
+        for n in range(x.shape[1]):
+            y[t, n] = x[t, n] / rms * widen(weight[n])
+    return y
+
+
+@jit
+def rotate(x, cos, sin):
+    """RoPE on x [T, heads, D]; cos, sin [T, 1, D/2]. See gptoss.rotate."""
+    T, heads, D = x.shape
+    y, half = np.empty_like(x), D // 2
+    for t in range(T):
+        for h in range(heads):
+            for d in range(half):
+                a, b = x[t, h, d], x[t, h, half + d]
+                y[t, h, d] = a * cos[t, 0, d] - b * sin[t, 0, d]
+                y[t, h, half + d] = b * cos[t, 0, d] + a * sin[t, 0, d]
+    return y
+
+
+@jit
+def route(logits, K):
+    """The K best of E experts for each token: chosen int64 [T, K], weights float32 [T, K]. See gptoss.route."""
+    chosen, weights = np.empty((len(logits), K), np.int64), np.empty((len(logits), K), np.float32)
+    for t in range(len(logits)):
+        chosen[t] = np.argsort(-logits[t], kind="mergesort")[:K]  # a stable one: of equals the first
+        for k in range(K):
+            weights[t, k] = np.exp(logits[t, chosen[t, k]] - logits[t, chosen[t, 0]])
+        weights[t] /= weights[t].sum()
+    return chosen, weights
 
 
 # ---- Attention ------------------------------------------------------------------------------------------------------

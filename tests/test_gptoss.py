@@ -328,7 +328,7 @@ def test_a_long_prompt_goes_in_chunks(small, monkeypatch):
         return lambda a, b, *rest: seen.append((name, len(a), b.shape[size])) or operation(a, b, *rest)
 
     operations = {name: note(name, getattr(gptoss, name)) for name in ("linear", "attention")}
-    monkeypatch.setattr(small, "operations", SimpleNamespace(experts=gptoss.experts, **operations))
+    monkeypatch.setattr(small, "operations", SimpleNamespace(**vars(gptoss) | operations))
     tokens = np.arange(1000) % SMALL.vocab_size
     last = small(tokens, logits_to_keep=1)
     assert last.shape == (1, SMALL.vocab_size)

@@ -378,6 +378,44 @@ def test_linear_of_mapped_rows_and_strided_x(tmp_path):
             close(found, expected, 2 * np.sqrt(64) * U)
 
 
+# ---- The small ones -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("T", "N"), [(1, 7), (2, 32), (9, 75), (1, 2880)])
+def test_rms_norm(T, N):
+    """A sum of N squares, all of one sign: about sqrt(N) U off in each twin, half of that after the root."""
+    rng = np.random.default_rng(N)
+    x, weight = normal(rng, T, N), bf16(rng, N)
+    x[-1] *= 1e-4  # where eps counts
+    for w in (weight, gptoss.widen(weight)):
+        found, expected = (o.rms_norm(x, w, 1e-5) for o in (kernels, gptoss))
+        close(found, expected, (np.sqrt(N) + 4) * U)
+    assert not kernels.rms_norm(np.zeros((1, N), np.float32), weight, 1e-5).any()
+    x[0, 3] = np.nan
+    assert np.isnan(kernels.rms_norm(x, weight, 1e-5)).all(axis=1).tolist() == [True] + [False] * (T - 1)
+
+
+@pytest.mark.parametrize(("T", "heads", "D"), [(1, 3, 2), (5, 1, 10), (4, 8, 64)])
+def test_rotate(T, heads, D):
+    """Two products and a sum: two roundings in each twin."""
+    rng = np.random.default_rng(D)
+    x, angles = normal(rng, T, heads, D), normal(rng, T, 1, D // 2)
+    cos, sin = np.cos(angles) * np.float32(1.3), np.sin(angles) * np.float32(1.3)
+    found, expected = (o.rotate(x, cos, sin) for o in (kernels, gptoss))
+    close(found, expected, 4 * U)
+
+
+@pytest.mark.parametrize(("T", "E", "K"), [(1, 32, 4), (7, 5, 5), (50, 8, 1), (3, 128, 4)])
+def test_route(T, E, K):
+    """The same experts in the same order, of equal scores the first; nan last, so that a broken score shows."""
+    logits = np.random.default_rng(E).integers(-3, 4, (T, E)).astype(np.float32) / 2
+    logits[0, 1] = np.nan
+    (chosen, weights), (expected, exact) = (o.route(logits, K) for o in (kernels, gptoss))
+    assert np.array_equal(chosen, expected) and weights.dtype == np.float32
+    np.testing.assert_allclose(weights, exact, rtol=(K + 4) * U)
+    assert np.allclose(weights[1:].sum(axis=1), 1)
+
+
 # ---- experts --------------------------------------------------------------------------------------------------------
 # x and then h are rounded to int16 with a step of 1/32639 of their block's peak. An error of at most half a step,
 # evenly spread, is step / sqrt(12); a peak is at most sqrt(32) of its block's root mean square. So each rounding leaves
@@ -614,7 +652,9 @@ def all_operations():
     weight, layer, sinks = bf16(rng, 133, 192), expert_layer(rng, 5, 192, 64), bf16(rng, 6)
     results = {}
     for T in (1, 3, 40):
-        x, (chosen, weights) = normal(rng, T, 192), gptoss.route(normal(rng, T, 5), 2)
+        x, (chosen, weights) = normal(rng, T, 192), kernels.route(normal(rng, T, 5), 2)
+        results[f"route, {T}"] = weights
+        results[f"rms_norm, {T}"] = kernels.rms_norm(x, weight[0], 1e-5)
         results[f"linear, bf16, {T}"] = kernels.linear(x, weight)
         results[f"linear, int8, {T}"] = kernels.linear(x, quantize_int8(weight))
         results[f"experts, {T}"] = kernels.experts(x, chosen, weights, layer, 7.0)
