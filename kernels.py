@@ -411,11 +411,11 @@ def group(chosen, E):
     return tokens, places, groups[:G]
 
 
-@parallel_jit
+@jit
 def combine(down, bias, places, chosen, weights, y):
     """y [T, N]: token t's K results, which stand in rows `places` [T, K] of down [J, N], weighted and summed."""
     T, K = chosen.shape
-    for t in prange(T):
+    for t in range(T):  # in one thread: for one token, to wake the others would take longer
         y[t] = 0
         for k in range(K):
             for n in range(y.shape[1]):
