@@ -494,7 +494,7 @@ def draw(figures, matmul, at_once, file):
     point(some, at_once[1] / 1e9, blue)
     label = f"{TOKENS} at once: {at_once[1] / 1e9:.3g} ({at_once[1] / matmul[ALL]:.0%})"
     write(label, (some, at_once[1] / 1e9), (-8, 4), blue, ha="right", weight="bold")
-    words = "In parentheses: the share of the limit above." + ("\nSmall circles: one thread." if ALL > 1 else "")
+    words = "In parentheses: the share of the limit." + ("\nSmall circles: one thread." if ALL > 1 else "")
     write(words, (right, bottom), (-4, 12), gray, ha="right")
     fig.savefig(file, dpi=150, metadata={"Date": None} if file.endswith(".svg") else None)
     plt.close(fig)
