@@ -266,7 +266,7 @@ def four_by_sixteen(x, a, b, c, d, N, tile, at, stride):
 def multiply(workers, x, weight, scales, y):
     """y [T, M] = x [T, N] @ W^T, of dense weights.
 
-    A worker widens every `workers`-th sixteen rows, into a tile that stays in its level-2 cache with x.
+    A worker widens every `workers`-th sixteen rows, into a tile that stays in its level-2 cache while x comes by.
     """
     (T, M), N = y.shape, x.shape[1]
     x = x.reshape(-1)
