@@ -470,10 +470,21 @@ def rotate(x, cos, sin):
 
 @jit
 def route(logits, K):
-    """The K best of E experts for each token: chosen int64 [T, K], weights float32 [T, K]. See gptoss.route."""
-    chosen, weights = np.empty((len(logits), K), np.int64), np.empty((len(logits), K), np.float32)
-    for t in range(len(logits)):
-        chosen[t] = np.argsort(-logits[t], kind="mergesort")[:K]  # a stable one: of equals the first
+    """The K best of E experts for each token: chosen int64 [T, K], weights float32 [T, K]. See gptoss.route.
+
+    An expert's rank is how many come before it: the greater ones, of equals the earlier ones, and nan comes last.
+    """
+    (T, E), nan = logits.shape, np.isnan(logits)
+    chosen, weights = np.empty((T, K), np.int64), np.empty((T, K), np.float32)
+    for t in range(T):
+        for e in range(E):
+            rank = 0
+            for other in range(E):
+                a, b = logits[t, other], logits[t, e]
+                same = a == b or nan[t, other] and nan[t, e]
+                rank += a > b or nan[t, e] and not nan[t, other] or same and other < e
+            if rank < K:
+                chosen[t, rank] = e
         for k in range(K):
             weights[t, k] = np.exp(logits[t, chosen[t, k]] - logits[t, chosen[t, 0]])
         weights[t] /= weights[t].sum()
