@@ -415,7 +415,7 @@ def group(chosen, E):
 def combine(down, bias, places, chosen, weights, y):
     """y [T, N]: token t's K results, which stand in rows `places` [T, K] of down [J, N], weighted and summed."""
     T, K = chosen.shape
-    for t in range(T):  # in one thread: for one token, to wake the others would take longer
+    for t in range(T):  # in one thread: few additions beside those of the products
         y[t] = 0
         for k in range(K):
             for n in range(y.shape[1]):
