@@ -428,7 +428,7 @@ def benchmark(path, config, dense_dtype, others, threads, prompt, depths, tokens
             turns[name].append(turn)
     results, found = {}, {key: median(limit[key] for limit in reached) for key in reached[0]}
     for name in programs:
-        flop, read = work_of_a_token(config, 2 if bf16 else 36 / 32 if name == OURS else 34 / 32, prompt, depths)
+        flop, read = work_of_a_token(config, 2 if bf16 else 34 / 32, prompt, depths)
         results[name] = figures(turns[name], flop, read, prompt, depths, found)
         if name != OURS:
             results[name]["logits_difference"] = {"first_layers": apart_by[name],

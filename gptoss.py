@@ -4,8 +4,8 @@
 
 This file knows token ids, not text (tokenizer.py) nor messages (harmony.py); the files on disk are checkpoint.py's.
 It is written to be read, and to be right: `load(path, backend="numpy")` runs exactly what stands here. The operations
-of a layer (`linear`, `attention` and `experts`, which take nearly all the time, and `rms_norm`, `rotate` and `route`)
-have a fast twin of the same name in kernels.py, and backend="numba" runs those instead. Nothing else differs.
+of a layer (`linear`, `attention` and `experts`, which take nearly all the time, and `rms_norm`, `rotate`, `write` and
+`route`) have a fast twin of the same name in kernels.py, and backend="numba" runs those instead. Nothing else differs.
 
     T  tokens in this call          N  hidden_size                   E  num_local_experts
     S  keys a call can see          F  intermediate_size             K  num_experts_per_tok
@@ -45,7 +45,7 @@ class Int8(NamedTuple):
     """Weights [M, N] quantized at load: each 32 neighbours along N share one scale (the last block may be shorter)."""
 
     values: np.ndarray  # int8 [M, N]
-    scales: np.ndarray  # float32 [M, ceil(N/32)]
+    scales: np.ndarray  # bf16 [M, ceil(N/32)]
 
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
@@ -75,12 +75,13 @@ def dequantize(weight):
 def quantize_int8(weight):
     """bf16 [M, N] -> Int8, to the nearest of 255 steps between -max and max of each block."""
     M, N = weight.shape
-    values, scales = np.empty((M, N), np.int8), np.empty((M, -(-N // 32)), np.float32)
+    values, scales = np.empty((M, N), np.int8), np.empty((M, -(-N // 32)), np.uint16)
     for r in range(0, M, 4096):  # 47 MB of float32 at a time at N = 2880
         x = widen(weight[r : r + 4096])
         x = np.pad(x, ((0, 0), (0, -N % 32))).reshape(len(x), -1, 32)
-        scales[r : r + 4096] = scale = np.abs(x).max(-1) / 127
-        steps = np.rint(x / np.where(scale == 0, 1, scale)[..., None]).astype(np.int8)
+        scale = round_to_bf16(np.abs(x).max(-1) / 127)  # at most 0.4% off, so max stays below 127.5 steps
+        scales[r : r + 4096] = scale = np.maximum(scale, 0x0080)  # 2^-126: what is smaller would be coarser
+        steps = np.rint(x / widen(scale)[..., None]).astype(np.int8)
         values[r : r + 4096] = steps.reshape(len(x), -1)[:, :N]
     return Int8(values, scales)
 
@@ -133,11 +134,17 @@ def linear(x, weight, bias=None):
     for r in range(0, M, 8192):  # the unembedding in float32 would be 2.3 GB at once
         rows = slice(r, r + 8192)
         if quantized:
-            w = weight.values[rows] * np.repeat(weight.scales[rows], 32, axis=1)[:, : x.shape[1]]
+            w = weight.values[rows] * np.repeat(widen(weight.scales[rows]), 32, axis=1)[:, : x.shape[1]]
         else:
             w = widen(weight[rows])
         y[:, rows] = x @ w.T
     return y if bias is None else y + widen(bias)
+
+
+def write(kv, k, v):
+    """kv [2, G, T, D], a part of the cache, becomes k and v [T, G, D]; in bf16 where the cache holds bf16."""
+    new = np.stack([k, v]).swapaxes(1, 2)
+    kv[:] = round_to_bf16(new) if kv.dtype == np.uint16 else new
 
 
 def attention(q, k, v, sinks, window):
@@ -200,12 +207,12 @@ def experts(x, chosen, weights, layer, limit):
 
 
 class KVCache:
-    """The keys and values of the tokens so far; in each layer one array [2, G, tokens, D].
+    """The keys and values of the tokens so far: for each layer an array [2, G, room, D], and how many it holds.
 
-    A full layer appends to a buffer that doubles when it is full. A sliding layer keeps the last W tokens: 100,000
-    tokens cost it no more than 128. It is not a ring indexed modulo W but a new array at each step: that copies 3 MiB a
-    token where 3.7 GB of weights are read, and arrays that never change make a snapshot free to take and an interrupted
-    step harmless. `rewind` needs the snapshots (at most 16 of 3 MiB for 20b): what has left the window is gone.
+    New tokens are written behind the last. When the room is used up, a larger array gets those that are still in sight:
+    all in a full layer, the last W - 1 in a sliding one, which costs no more after 100,000 tokens than after 128. What
+    is counted is never written over, so an interrupted step does no harm. `rewind` needs the snapshots (at most 16 of 3
+    MiB for 20b): what has left the window is gone.
     """
 
     SNAPSHOTS = 16
@@ -215,37 +222,31 @@ class KVCache:
             raise ValueError(f'cache dtype: expected "bfloat16" or "float32", found {dtype!r}')
         self.length = 0  # tokens held
         self.limit, self.window = config.max_position_embeddings, config.sliding_window
+        self.sliding = {i for i, kind in enumerate(config.layer_types) if kind == "sliding_attention"}
         stored = np.uint16 if dtype == "bfloat16" else np.float32
-        empty = np.zeros((2, config.num_key_value_heads, 0, config.head_dim), stored)
-        self.full = {i: empty for i, kind in enumerate(config.layer_types) if kind == "full_attention"}
-        self.recent = {i: empty for i, kind in enumerate(config.layer_types) if kind == "sliding_attention"}
-        self.pending = {}  # what `recent` will be when the step is through every layer
-        self.snapshots = {}  # length -> what `recent` was then
+        empty = np.empty((2, config.num_key_value_heads, 0, config.head_dim), stored)
+        self.layers = [(empty, 0)] * len(config.layer_types)
+        self.pending = {}  # what `layers` will be when the step is through every layer
+        self.snapshots = {}  # length -> what the sliding ones of `layers` were then
 
-    def extend(self, i, k, v):
-        """Append k, v [T, G, D] to layer i; return all keys and values this step can see, [2, G, S, D], in order."""
-        n, T = self.length, len(k)
-        new = np.ascontiguousarray(np.stack([k, v]).swapaxes(1, 2))  # [2, G, T, D]
-        if i in self.full:
-            kv = self.full[i]
-            if n + T > kv.shape[2]:
-                self.full[i] = np.zeros((*kv.shape[:2], max(64, n + T, 2 * kv.shape[2]), kv.shape[3]), kv.dtype)
-                self.full[i][:, :, :n] = kv[:, :, :n]
-                kv = self.full[i]
-            kv[:, :, n : n + T] = round_to_bf16(new) if kv.dtype == np.uint16 else new
-            return kv[:, :, : n + T]
-        old = self.recent[i]
-        new = round_to_bf16(new) if old.dtype == np.uint16 else new
-        old = old[:, :, max(0, old.shape[2] - self.window + 1) :]  # the oldest of W is out of sight of the new token
-        kv = np.concatenate([old, new], axis=2)
-        self.pending[i] = np.ascontiguousarray(kv[:, :, -self.window :])  # (no copy at T = 1)
-        return kv
+    def extend(self, i, T):
+        """Make room for T tokens in layer i: all keys and values this step can see, [2, G, S, D], of which the last T
+        are yet to be written."""
+        kv, end = self.layers[i]
+        seen = min(end, self.window - 1) if i in self.sliding else end  # before the new ones
+        if end + T >= kv.shape[2]:  # one stays free: kernels.py is compiled for parts of arrays, not for whole ones too
+            larger = np.empty((*kv.shape[:2], max(64, 2 * (seen + T)), kv.shape[3]), kv.dtype)
+            larger[:, :, :seen] = kv[:, :, end - seen : end]
+            kv, end = larger, seen
+        self.pending[i] = kv, end + T
+        return kv[:, :, end - seen : end + T]
 
     def commit(self, T):
         """The T tokens are through every layer: count them. Until now the cache was as before, whatever interrupts."""
-        self.recent, self.pending, self.length = self.pending, {}, self.length + T
+        self.layers, self.length = [self.pending[i] for i in range(len(self.layers))], self.length + T
         if T > 1 or self.length % self.window == 0:  # after each piece of a prompt, and now and then in a reply
-            self.snapshots[self.length] = self.recent
+            recent = {i: self.layers[i][0][:, :, : self.layers[i][1]][:, :, -self.window :] for i in self.sliding}
+            self.snapshots[self.length] = {i: (kv.copy(), kv.shape[2]) for i, kv in recent.items()}
             if len(self.snapshots) > self.SNAPSHOTS:  # forget the one nearest to its predecessor, never the newest
                 at = [0, *sorted(self.snapshots)]
                 del self.snapshots[at[min(range(1, len(at) - 1), key=lambda j: at[j] - at[j - 1])]]
@@ -260,15 +261,18 @@ class KVCache:
         if n >= self.length:
             return self.length
 
-        def restores(p, recent):
-            return all(p - kv.shape[2] <= max(0, min(p, n) - self.window + 1) for kv in recent.values())
+        def restores(p, state):
+            return all(p - h <= max(0, min(p, n) - self.window + 1) for _, h in state.values())
 
-        nothing = {i: kv[:, :, :0] for i, kv in self.recent.items()}
-        states = {0: nothing, self.length: self.recent} | self.snapshots
+        now = {i: self.layers[i] for i in self.sliding}
+        nothing = {i: (kv, 0) for i, (kv, _) in now.items()}
+        states = self.snapshots | {0: nothing, self.length: now}
         p = max((p for p in states if restores(p, states[p])), key=lambda p: min(p, n))
         self.length = min(p, n)
-        self.recent = {i: kv[:, :, : kv.shape[2] - (p - self.length)] for i, kv in states[p].items()}
-        self.snapshots = {p: recent for p, recent in self.snapshots.items() if p <= self.length}
+        dropped = p - self.length
+        self.layers = [(states[p][i][0], states[p][i][1] - dropped) if i in states[p] else (kv, self.length)
+                       for i, (kv, _) in enumerate(self.layers)]
+        self.snapshots = {p: state for p, state in self.snapshots.items() if p <= self.length}
         return self.length
 
 
@@ -323,7 +327,8 @@ class Model:
         q = linear(x, layer.q_weight, layer.q_bias).reshape(T, c.num_attention_heads, c.head_dim)  # [T, H, D]
         k = linear(x, layer.k_weight, layer.k_bias).reshape(T, c.num_key_value_heads, c.head_dim)  # [T, G, D]
         v = linear(x, layer.v_weight, layer.v_bias).reshape(T, c.num_key_value_heads, c.head_dim)
-        keys, values = cache.extend(i, rotate(k, cos, sin), v)  # [G, S, D] each
+        keys, values = kv = cache.extend(i, T)  # [G, S, D] each
+        self.operations.write(kv[:, :, -T:], rotate(k, cos, sin), v)
         window = c.sliding_window if c.layer_types[i] == "sliding_attention" else c.max_position_embeddings
         y = self.operations.attention(rotate(q, cos, sin), keys, values, layer.sinks, window)  # [T, H, D]
         return linear(y.reshape(T, -1), layer.o_weight, layer.o_bias)  # [T, N]
@@ -397,19 +402,21 @@ def check_tokens(tokens, vocab_size):
 def shortlist(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
     """What may be drawn from logits [V] at a temperature above 0: ids [n] and weights [n], of which the best has 1.
     top_k, top_p and min_p cut in transformers' order."""
-    scores = (logits - logits.max()) / np.float32(max(temperature, 1e-30))  # a float32 below that is soon 0
-    p = np.exp(scores).astype(np.float64)  # float32's exp is 10 x as fast
-    ids, total, top_k = np.arange(len(p)), p.sum(), top_k if top_k < len(p) else 0
+    p = logits - logits.max()
+    p /= np.float32(max(temperature, 1e-30))  # a float32 below that is soon 0
+    np.exp(p, out=p)
+    ids, top_k = range(len(p)), top_k if top_k < len(p) else 0
     if top_k or top_p < 1:
         # Most of 201,088 need no sort. All p below this together weigh less than 1 - top_p: none is in the nucleus.
+        total = p.sum(dtype=np.float64)
         least = np.partition(p, -top_k)[-top_k] if top_k else (1 - top_p) / len(p) * total
         ids = np.flatnonzero(p >= least)
         ids = ids[np.argsort(-p[ids], kind="stable")][: top_k or None]
-        p = p[ids]
+        p = p[ids].astype(np.float64)
         nucleus = np.cumsum(p) - p < top_p * (p.sum() if top_k else total)
         ids, p = ids[nucleus], p[nucleus]
     if min_p:
-        ids, p = ids[p >= min_p], p[p >= min_p]
+        ids, p = np.array(ids)[p >= min_p], p[p >= min_p]
     return ids, p
 
 
@@ -418,10 +425,15 @@ def sample(logits, rng, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
     if temperature == 0:
         return int(np.argmax(logits))
     ids, p = shortlist(logits, temperature, top_k, top_p, min_p)
-    upto = np.cumsum(p, out=p)
+    sums = np.add.reduceat(p, np.arange(0, len(p), 512)).astype(np.float64)
+    upto = np.cumsum(sums)  # of every 512 weights; a running sum of all 201,088 takes eight times as long as the rest
     if not upto[-1] < math.inf:
         raise ValueError(f"logits: expected numbers, found {logits[~np.isfinite(logits)][0]}")
-    return int(ids[min(np.searchsorted(upto, rng.random() * upto[-1], side="right"), len(ids) - 1)])
+    drawn = rng.random() * upto[-1]
+    b = min(np.searchsorted(upto, drawn, side="right"), len(upto) - 1)
+    within = np.cumsum(p[512 * b : 512 * b + 512], dtype=np.float64)
+    drawn = (drawn - (upto[b] - sums[b])) / sums[b] * within[-1]
+    return int(ids[512 * b + min(np.searchsorted(within, drawn, side="right"), len(within) - 1)])
 
 
 def generate(model, tokens, *, max_tokens=None, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=None, stop=None,

@@ -53,6 +53,22 @@ def widen_compiled(x):
     return lambda x: np.uint32(np.uint32(x) << np.uint32(16)).view(np.float32)
 
 
+def narrow(array, x):
+    """float32 -> what `array` holds: the nearest bf16 pattern (uint16), ties to even, or x itself."""
+
+
+@overload(narrow, inline="always")
+def narrow_compiled(array, x):
+    if isinstance(array.dtype, types.Float):
+        return lambda array, x: x
+
+    def to_bf16(array, x):
+        bits = np.float32(x).view(np.uint32)
+        return (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
+
+    return to_bf16
+
+
 @jit
 def e8m0(byte):
     """2^(byte - 127) as float32: the byte is the exponent. 0 is the subnormal 2^-127, 255 is nan."""
@@ -103,12 +119,16 @@ def round_many_to_int16(x, rounded, offsets, scales):
         round_to_int16(x[j : j + 1], rounded[j : j + 1], offsets[j : j + 1], scales[j : j + 1])
 
 
+@jit
 def rounded_to_int16(x):
     J, N = x.shape
     rounded, offsets = np.empty((J, (N + 63) // 64, 2, 64), np.int8), np.empty((J, N // 32), np.int32)
-    arrays = rounded, offsets, np.empty((J, N // 32), np.float32)
-    (round_to_int16 if J <= FEW else round_many_to_int16)(x, *arrays)
-    return arrays
+    scales = np.empty((J, N // 32), np.float32)
+    if J <= FEW:
+        round_to_int16(x, rounded, offsets, scales)
+    else:
+        round_many_to_int16(x, rounded, offsets, scales)
+    return rounded, offsets, scales
 
 
 # ---- A few tokens: stream the weights -------------------------------------------------------------------------------
@@ -137,13 +157,14 @@ def stream_int8(x, values, scales, y, bias=None):
         for t in range(T):
             lanes = zeros_f32x16()
             for b in range(whole):
+                prefetch(flat_values, m * N + 32 * b + AHEAD)
                 w, at = load_i8x32(flat_values, m * N + 32 * b), t * N + 32 * b
                 block = times(first_to_float(w), load_f32x16(flat_x, at))
                 block = fma(last_to_float(w), load_f32x16(flat_x, at + 16), block)
-                lanes = fma(block, splat_f32x16(scales[m, b]), lanes)
+                lanes = fma(block, splat_f32x16(widen(scales[m, b])), lanes)
             total = sum_lanes(lanes)
             for n in range(32 * whole, N):
-                total += np.float32(values[m, n]) * scales[m, whole] * x[t, n]
+                total += np.float32(values[m, n]) * widen(scales[m, whole]) * x[t, n]
             y[t, m] = total if bias is None else total + widen(bias[m])
 
 
@@ -195,27 +216,28 @@ def swiglu(gate, up, limit):
 
 
 @parallel_jit
-def stream_mxfp4(workers, x, offsets, x_scales, tokens, groups, blocks, scales, y, bias=None, limit=None):
-    """y [J, M]: for each group (e, first, last), x of its tokens, rounded to int16, times expert e's weights [M, N]^T.
-    With a bias [E, M] it is y [J, M/2]: SwiGLU of the sums of rows 2f (gate) and 2f + 1 (up).
+def stream_mxfp4(workers, x, offsets, x_scales, tokens, groups, blocks, scales, bias, limit, y):
+    """y [J, M]: for each group (e, first, last), x of its tokens, rounded to int16, times expert e's weights [M, N]^T,
+    and its bias [M]. Where y has M/2 columns: SwiGLU of that, of which rows 2f are gates and rows 2f + 1 ups.
 
     A worker has its share of the rows of every expert, one after the other as they lie in memory.
     """
     (_, M, B, _), results = blocks.shape, y.shape[1]
+    gated = results < M
     x, offsets, x_scales = x.reshape(-1), offsets.reshape(-1), x_scales.reshape(-1)
     blocks, scales = blocks.reshape(-1), scales.reshape(-1)
     for worker in prange(workers):
         for g in range(len(groups)):
             e, first, last = groups[g]
             for m in range(results * worker // workers, results * (worker + 1) // workers):
+                row = 2 * m if gated else m
                 for j in range(first, last):  # the rows stay in the level-1 cache
-                    if bias is None:
-                        y[j, m] = dot_mxfp4(blocks, scales, e * M + m, x, offsets, x_scales, tokens[j], B)
-                    else:
-                        row = e * M + 2 * m
-                        gate = dot_mxfp4(blocks, scales, row, x, offsets, x_scales, tokens[j], B)
-                        up = dot_mxfp4(blocks, scales, row + 1, x, offsets, x_scales, tokens[j], B)
-                        y[j, m] = swiglu(gate + widen(bias[e, 2 * m]), up + widen(bias[e, 2 * m + 1]), limit)
+                    out = dot_mxfp4(blocks, scales, e * M + row, x, offsets, x_scales, tokens[j], B)
+                    out += widen(bias[e, row])
+                    if gated:
+                        up = dot_mxfp4(blocks, scales, e * M + row + 1, x, offsets, x_scales, tokens[j], B)
+                        out = swiglu(out, up + widen(bias[e, row + 1]), limit)
+                    y[j, m] = out
 
 
 # ---- Many tokens: convert sixteen rows, multiply them by all tokens -------------------------------------------------
@@ -236,7 +258,7 @@ def widen_int8(values, scales, row, tile):
     for r in range(16):
         for n in range(N):
             m = min(row + r, M - 1)
-            tile[16 * n + r] = np.float32(values[m, n]) * scales[m, n // 32]
+            tile[16 * n + r] = np.float32(values[m, n]) * widen(scales[m, n // 32])
 
 
 def widen_rows(weight, scales, row, tile):
@@ -341,10 +363,11 @@ def sixteen_rows(x, offsets, x_scales, tokens, blocks, scales, row, B, stride, c
 
 
 @parallel_jit
-def multiply_mxfp4(workers, x, offsets, x_scales, tokens, groups, blocks, scales, y, bias=None, limit=None):
+def multiply_mxfp4(workers, x, offsets, x_scales, tokens, groups, blocks, scales, bias, limit, y):
     """The same as stream_mxfp4. A worker has every `workers`-th sixteen rows of each expert, and takes MANY tokens at a
     time, whose x stay in its level-2 cache."""
     _, M, B, _ = blocks.shape
+    gated = y.shape[1] < M
     stride = 128 * x.shape[1]
     x, offsets, x_scales = x.reshape(-1), offsets.reshape(-1), x_scales.reshape(-1)
     blocks, scales = blocks.reshape(-1), scales.reshape(-1)
@@ -357,13 +380,13 @@ def multiply_mxfp4(workers, x, offsets, x_scales, tokens, groups, blocks, scales
                 for m in range(16 * worker, M, 16 * workers):
                     sixteen_rows(x, offsets, x_scales, some, blocks, scales, e * M + m, B, stride, columns, sums)
                     for j in range(len(some)):
-                        out = sums[16 * j : 16 * j + 16]
-                        if bias is None:
-                            y[start + j, m : m + 16] = out
-                        else:
-                            for r in range(0, 16, 2):
-                                gate, up = out[r] + widen(bias[e, m + r]), out[r + 1] + widen(bias[e, m + r + 1])
-                                y[start + j, (m + r) // 2] = swiglu(gate, up, limit)
+                        for r in range(0, 16, 2):
+                            out = sums[16 * j + r] + widen(bias[e, m + r])
+                            up = sums[16 * j + r + 1] + widen(bias[e, m + r + 1])
+                            if gated:
+                                y[start + j, (m + r) // 2] = swiglu(out, up, limit)
+                            else:
+                                y[start + j, m + r], y[start + j, m + r + 1] = out, up
 
 
 # ---- The operations -------------------------------------------------------------------------------------------------
@@ -412,31 +435,40 @@ def group(chosen, E):
 
 
 @jit
-def combine(down, bias, places, chosen, weights, y):
-    """y [T, N]: token t's K results, which stand in rows `places` [T, K] of down [J, N], weighted and summed."""
-    T, K = chosen.shape
+def combine(results, places, weights, y):
+    """y [T, N]: token t's K results, which stand in rows `places` [T, K] of results [J, N], weighted and summed."""
+    T, K = places.shape
     for t in range(T):  # in one thread: few additions beside those of the products
         y[t] = 0
         for k in range(K):
             for n in range(y.shape[1]):
-                y[t, n] += weights[t, k] * (down[places[t, k], n] + widen(bias[chosen[t, k], n]))
+                y[t, n] += weights[t, k] * results[places[t, k], n]
+
+
+@jit
+def mixture(workers, few, x, chosen, weights, up, up_scales, up_bias, down, down_scales, down_bias, limit):
+    """`experts` of arrays: one call for all steps, because a call from Python takes longer than some of them."""
+    (T, N), (E, _, B, _), J = x.shape, down.shape, chosen.size
+    tokens, places, groups = group(chosen, E)
+    h, results, y = np.empty((J, 32 * B), np.float32), np.empty((J, N), np.float32), np.empty((T, N), np.float32)
+    streamed = J <= few * len(groups) and N % 64 == B % 2 == 0  # dot_mxfp4 takes two blocks at a time
+    rounded, offsets, scales = rounded_to_int16(x)
+    first = workers, rounded, offsets, scales, tokens, groups, up, up_scales, up_bias, limit, h
+    stream_mxfp4(*first) if streamed else multiply_mxfp4(*first)
+    rounded, offsets, scales = rounded_to_int16(h)
+    then = workers, rounded, offsets, scales, np.arange(J), groups, down, down_scales, down_bias, limit, results
+    stream_mxfp4(*then) if streamed else multiply_mxfp4(*then)
+    combine(results, places, weights, y)
+    return y
 
 
 def experts(x, chosen, weights, layer, limit):
     """Mixture of experts: x [T, N] -> [T, N]; chosen, weights [T, K]. See gptoss.experts."""
-    N, E, F = x.shape[1], len(layer.gate_up_bias), layer.down.blocks.shape[2] * 32
-    workers, limit = numba.get_num_threads(), np.float32(limit)
-    tokens, places, groups = group(chosen, E)
-    h, down, y = np.empty((chosen.size, F), np.float32), np.empty((chosen.size, N), np.float32), np.empty_like(x)
-    few = chosen.size <= FEW_MXFP4 * len(groups) and N % 64 == F % 64 == 0  # dot_mxfp4 takes two blocks at a time
-    product = stream_mxfp4 if few else multiply_mxfp4
-    product(workers, *rounded_to_int16(x), tokens, groups, *layer.gate_up, h, layer.gate_up_bias, limit)
-    product(workers, *rounded_to_int16(h), np.arange(chosen.size), groups, *layer.down, down)
-    combine(down, layer.down_bias, places, chosen, weights, y)
-    return y
+    up, down = (*layer.gate_up, layer.gate_up_bias), (*layer.down, layer.down_bias)
+    return mixture(numba.get_num_threads(), FEW_MXFP4, x, chosen, weights, *up, *down, np.float32(limit))
 
 
-# Three small ones. NumPy takes several calls for each, and in a model whose weights have just driven code and data out
+# Four small ones. NumPy takes several calls for each, and in a model whose weights have just driven code and data out
 # of the caches, a call takes four times as long as by itself.
 
 
@@ -469,25 +501,38 @@ def rotate(x, cos, sin):
 
 
 @jit
+def write(kv, k, v):
+    """kv [2, G, T, D], a part of the cache, becomes k and v [T, G, D]. See gptoss.write."""
+    _, G, T, D = kv.shape
+    for t in range(T):
+        for g in range(G):
+            for d in range(D):
+                kv[0, g, t, d], kv[1, g, t, d] = narrow(kv, k[t, g, d]), narrow(kv, v[t, g, d])
+
+
+@jit
 def route(logits, K):
     """The K best of E experts for each token: chosen int64 [T, K], weights float32 [T, K]. See gptoss.route.
 
     An expert's rank is how many come before it: the greater ones, of equals the earlier ones, and nan comes last.
     """
-    (T, E), nan = logits.shape, np.isnan(logits)
+    T, E = logits.shape
     chosen, weights = np.empty((T, K), np.int64), np.empty((T, K), np.float32)
     for t in range(T):
         for e in range(E):
-            rank = 0
+            rank, b = 0, logits[t, e]
             for other in range(E):
-                a, b = logits[t, other], logits[t, e]
-                same = a == b or nan[t, other] and nan[t, e]
-                rank += a > b or nan[t, e] and not nan[t, other] or same and other < e
+                a = logits[t, other]
+                same = a == b or a != a and b != b
+                rank += a > b or a == a and b != b or same and other < e
             if rank < K:
                 chosen[t, rank] = e
+        total = np.float32(0)
         for k in range(K):
             weights[t, k] = np.exp(logits[t, chosen[t, k]] - logits[t, chosen[t, 0]])
-        weights[t] /= weights[t].sum()
+            total += weights[t, k]
+        for k in range(K):
+            weights[t, k] /= total
     return chosen, weights
 
 
@@ -587,52 +632,59 @@ def gather(p, shrink, values, row, P, sums):
         store(sums, at + 3 * P, fma(load_f32x16(sums, at + 3 * P), splat_f32x16(shrink[3]), d))
 
 
-@parallel_jit
-def attend(q, k, v, sinks, window, out):
-    """Online softmax (arXiv 1805.02867): one pass over the keys with a running peak, total and weighted sum of values.
+@jit
+def attend_some(q, k, v, sinks, window, out, t, g):
+    """Rows of `out` for the queries t to t + QUERIES - 1 (those there are) of the heads that share key/value head g.
 
-    The sink is where the pass begins: a first key whose logit is known and whose value is zero. A thread takes a few
-    queries of the H/G heads that share a key (R rows a query) and widens each step's keys and values once for all of
-    them. A head is padded to a multiple of 16 with zeros, which change neither products nor sums, and rows to one of 4.
+    Online softmax (arXiv 1805.02867): one pass over the keys with a running peak, total and weighted sum of values. The
+    sink is where the pass begins: a first key whose logit is known and whose value is zero. Each step's keys and values
+    are widened once for all R heads of all queries. A head is padded to a multiple of 16 with zeros, which change
+    neither products nor sums, and rows to one of 4.
     """
     T, H, D = q.shape
     G, S, _ = k.shape
     R, P, stride = H // G, (D + 15) // 16 * 16, k.strides[0] // k.itemsize
     scale = np.float32(1 / math.sqrt(D))
+    rows = min(QUERIES, T - t) * R
+    padded = (rows + 3) // 4 * 4
+    queries, sums = np.zeros(padded * P, np.float32), np.zeros(padded * P, np.float32)
+    peak, total, seen = np.zeros(padded, np.float32), np.ones(padded, np.float32), np.empty((4, 2), np.int64)
+    keys, values = np.zeros(KEYS * P, np.float32), np.zeros(KEYS * P, np.float32)
+    p, shrink, columns = np.empty(4 * KEYS, np.float32), np.empty(4, np.float32), np.empty(16 * 8, k.dtype)
+    for row in range(rows):
+        peak[row] = widen(sinks[g * R + row % R])
+        for d in range(D):
+            queries[row * P + d] = q[t + row // R, g * R + row % R, d] * scale
+    begin, end = max(0, S - T + t - window + 1), S - T + t + rows // R
+    for first in range(begin, end, KEYS):
+        n, at = min(KEYS, end - first), g * stride + first * D
+        for half in range(0, n, 16):
+            widen_columns(k, at + half * D, min(16, n - half), D, columns, keys[half * P :])
+        widen_step(v, at, n, D, P, values)
+        for row in range(0, padded, 4):
+            # Meanwhile the next step's, a part at a time: all at once they would have to be waited for.
+            ahead, part = at + (KEYS + KEYS * row // padded) * D, KEYS * D * 2 // padded
+            fetch(k, v, ahead, ahead + part)
+            for i in range(4):
+                position = S - T + t + (row + i) // R
+                seen[i, 0] = min(max(0, position - window + 1 - first), KEYS)
+                seen[i, 1] = min(n, position + 1 - first) if row + i < rows else 0
+                if seen[i, 0] >= seen[i, 1]:
+                    seen[i, 0], seen[i, 1] = KEYS, KEYS
+            weigh(queries, row, keys, seen, P, p, shrink, peak, total)
+            fetch(k, v, ahead + part, ahead + 2 * part)
+            gather(p, shrink, values, row, P, sums)
+    for row in range(rows):
+        for d in range(D):
+            out[t + row // R, g * R + row % R, d] = sums[row * P + d] / total[row]
+
+
+@parallel_jit
+def attend(q, k, v, sinks, window, out):
+    """All queries and heads, a few at a time: a task of some microseconds, of which each thread takes its share."""
+    T, G = len(q), len(k)
     for task in prange((T + QUERIES - 1) // QUERIES * G):
-        t, g = task // G * QUERIES, task % G
-        rows = min(QUERIES, T - t) * R
-        padded = (rows + 3) // 4 * 4
-        queries, sums = np.zeros(padded * P, np.float32), np.zeros(padded * P, np.float32)
-        peak, total, seen = np.zeros(padded, np.float32), np.ones(padded, np.float32), np.empty((4, 2), np.int64)
-        keys, values = np.zeros(KEYS * P, np.float32), np.zeros(KEYS * P, np.float32)
-        p, shrink, columns = np.empty(4 * KEYS, np.float32), np.empty(4, np.float32), np.empty(16 * 8, k.dtype)
-        for row in range(rows):
-            peak[row] = widen(sinks[g * R + row % R])
-            for d in range(D):
-                queries[row * P + d] = q[t + row // R, g * R + row % R, d] * scale
-        begin, end = max(0, S - T + t - window + 1), S - T + t + rows // R
-        for first in range(begin, end, KEYS):
-            n, at = min(KEYS, end - first), g * stride + first * D
-            for half in range(0, n, 16):
-                widen_columns(k, at + half * D, min(16, n - half), D, columns, keys[half * P :])
-            widen_step(v, at, n, D, P, values)
-            for row in range(0, padded, 4):
-                # Meanwhile the next step's, a part at a time: all at once they would have to be waited for.
-                ahead, part = at + (KEYS + KEYS * row // padded) * D, KEYS * D * 2 // padded
-                fetch(k, v, ahead, ahead + part)
-                for i in range(4):
-                    position = S - T + t + (row + i) // R
-                    seen[i, 0] = min(max(0, position - window + 1 - first), KEYS)
-                    seen[i, 1] = min(n, position + 1 - first) if row + i < rows else 0
-                    if seen[i, 0] >= seen[i, 1]:
-                        seen[i] = KEYS, KEYS
-                weigh(queries, row, keys, seen, P, p, shrink, peak, total)
-                fetch(k, v, ahead + part, ahead + 2 * part)
-                gather(p, shrink, values, row, P, sums)
-        for row in range(rows):
-            for d in range(D):
-                out[t + row // R, g * R + row % R, d] = sums[row * P + d] / total[row]
+        attend_some(q, k, v, sinks, window, out, task // G * QUERIES, task % G)
 
 
 def attention(q, k, v, sinks, window):

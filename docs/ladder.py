@@ -397,9 +397,10 @@ def climb(M, N):
 
     numba.set_num_threads(ALL)
     y, group, expert = np.empty((TOKENS, M), np.float32), np.array([[0, 0, TOKENS]]), [part[None] for part in weight]
+    no_bias = np.zeros((1, M), np.uint16)
 
     def together():
-        multiply_mxfp4(ALL, *rounded_to_int16(tokens), np.arange(TOKENS), group, *expert, y)
+        multiply_mxfp4(ALL, *rounded_to_int16(tokens), np.arange(TOKENS), group, *expert, no_bias, np.float32(7), y)
 
     together()
     kernel = next(rung for rung in RUNGS if rung.name == KERNEL)

@@ -47,6 +47,7 @@ class Scripted:
         self.read.append(list(tokens))
         if len(tokens) > 1:
             self.script = self.ids(self.replies.pop(0))
+        cache.extend(0, len(tokens))
         cache.commit(len(tokens))
         token = next(self.script)
         if token is KeyboardInterrupt:

@@ -197,6 +197,23 @@ def test_greedy_generation_equals_transformers(case, backend):
     assert generated == expected[0, len(prompt):].tolist()
 
 
+def test_int8_weights_are_half_a_step_off():
+    """Steps are max / 127, rounded to bf16 (0.4%), and at least 2^-126: half a step off, at any size."""
+    rng, size = np.random.default_rng(0), 60
+    blocks = rng.standard_normal((size, 2, 32)) * 2.0 ** rng.integers(-140, 100, (size, 2, 1))
+    blocks[3:5] = 0
+    weight = gptoss.round_to_bf16(blocks.reshape(size, 64)[:, :50])
+    exact = np.pad(gptoss.widen(weight), ((0, 0), (0, 14))).reshape(size, 2, 32).astype(np.float64)
+    int8 = gptoss.quantize_int8(weight)
+    step = gptoss.widen(int8.scales).astype(np.float64)
+    peak = np.abs(exact).max(axis=-1)
+    assert int8.scales.dtype == np.uint16
+    assert np.all(np.abs(step - peak / 127) <= np.maximum(peak / 127 / 256, 2.0**-126))
+    values = np.pad(int8.values, ((0, 0), (0, 14))).reshape(size, 2, 32)
+    assert np.all(np.abs(values * step[..., None] - exact) <= 0.5001 * step[..., None])
+    assert np.all(np.abs(values).max(axis=-1)[peak > 2.0**-119] >= 126)
+
+
 def test_int8_weights_change_little(case):
     """255 steps a block leave an error of up to half a step: 1/254 of the block's peak, about 0.5% of its size (root
     mean square), in each product; they grow to a percent or so of the logits. A token whose router stood at a tie may
@@ -269,8 +286,8 @@ def test_rewind_is_near(small):
             assert close(small([3], cache), expected)
     cache = small.new_cache()
     small(np.arange(3 * W), cache)  # a prompt ...
-    for token in range(W):  # ... and a reply
-        small([token], cache)
+    for token in range(70):  # ... and a reply, longer than the room of its sliding layers
+        small([token % SMALL.vocab_size], cache)
     assert cache.rewind(3 * W + 2) == 3 * W  # back at the end of the prompt
     with pytest.raises(ValueError, match="rewind: expected a length of at least 0, found -1"):
         cache.rewind(-1)
@@ -289,11 +306,15 @@ def test_sliding_layers_keep_a_window_and_snapshots_are_few(small):
     cache = small.new_cache()
     for token in range(300):
         small([token % SMALL.vocab_size], cache)
-    assert all(kv.shape[2] == SMALL.sliding_window for kv in cache.recent.values())
+    W = SMALL.sliding_window
+    for i, (kv, end) in enumerate(cache.layers):
+        most = max(64, 2 * W) if SMALL.layer_types[i] == S else 2 * 300
+        assert end <= kv.shape[2] <= most
+    assert all(kv.shape[2] == end == W for state in cache.snapshots.values() for kv, end in state.values())
     assert len(cache.snapshots) == cache.SNAPSHOTS
     gaps = np.diff([0, *sorted(cache.snapshots), 300])
     assert gaps.max() < 300 / 4  # they cover the whole sequence
-    assert cache.full[1].dtype == np.uint16 and small.new_cache("float32").full[1].dtype == np.float32
+    assert cache.layers[1][0].dtype == np.uint16 and small.new_cache("float32").layers[1][0].dtype == np.float32
     with pytest.raises(ValueError, match="cache dtype"):
         small.new_cache("float16")
 

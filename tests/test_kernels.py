@@ -106,7 +106,7 @@ def multiply_mxfp4(blocks, scales, x, offsets, x_scales, tokens=None):
     tokens = np.arange(len(x)) if tokens is None else np.array(tokens)
     y, x_scales = np.empty((len(tokens), len(blocks)), np.float32), np.resize(x_scales, offsets.shape)
     kernels.multiply_mxfp4(2, x, offsets, x_scales, tokens, np.array([[0, 0, len(tokens)]]), blocks[None], scales[None],
-                           y)
+                           np.zeros((1, len(blocks)), np.uint16), np.float32(7), y)
     return y.T
 
 
@@ -158,7 +158,7 @@ def test_products_with_mxfp4_at_their_largest():
 def test_multiply_mxfp4(B):
     """Any number of blocks; groups of one token to more than MANY, in any order and again; not for every expert."""
     rng, M, E = np.random.default_rng(B), 48, 7
-    w, x = mxfp4(rng, E, M, 32 * B), normal(rng, 31, 32 * B)
+    w, bias, x = mxfp4(rng, E, M, 32 * B), bf16(rng, E, M), normal(rng, 31, 32 * B)
     sizes = {0: 1, 1: 3, 3: MANY - 1, 4: MANY, 5: MANY + 1, 6: 2 * MANY + 1}
     ends = np.cumsum(list(sizes.values()))
     groups = np.array([[e, end - sizes[e], end] for e, end in zip(sizes, ends, strict=True)])
@@ -166,9 +166,10 @@ def test_multiply_mxfp4(B):
     rounded_x = kernels.rounded_to_int16(x)
     for workers in (1, 2, 5):  # more than there are sixteens of rows
         y = np.full((len(tokens), M), np.nan, np.float32)
-        kernels.multiply_mxfp4(workers, *rounded_x, tokens, groups, *w, y)
+        kernels.multiply_mxfp4(workers, *rounded_x, tokens, groups, *w, bias, np.float32(7), y)
         for e, first, last in groups:
             exact = x[tokens[first:last]].astype(np.float64) @ dequantize(MXFP4(*(part[e] for part in w))).T
+            exact += gptoss.widen(bias[e])
             close(y[first:last], exact.astype(np.float32), 5e-5)  # of the rounding, see TOLERANCE
 
 
@@ -211,7 +212,7 @@ def test_widen_rows(M, row, B):
     weight = bf16(rng, M, N)
     assert np.array_equal(widened(weight, kernels.NONE), gptoss.widen(weight)[row : row + 16])
     weight = quantize_int8(weight)
-    expected = weight.values * np.repeat(weight.scales, 32, axis=1)
+    expected = weight.values * np.repeat(gptoss.widen(weight.scales), 32, axis=1)
     assert np.array_equal(widened(*weight), expected[row : row + 16])
 
 
@@ -223,8 +224,9 @@ def test_widen_rows_that_are_not_there():
     assert np.array_equal(tile.reshape(75, 16).T, gptoss.widen(weight)[rows])
     weight = quantize_int8(weight)
     assert weight.scales.shape == (19, 3)
+    expected = weight.values * np.repeat(gptoss.widen(weight.scales), 32, axis=1)[:, :75]
     widen_rows(*weight, 16, tile)
-    assert np.array_equal(tile.reshape(75, 16).T, (weight.values * np.repeat(weight.scales, 32, axis=1)[:, :75])[rows])
+    assert np.array_equal(tile.reshape(75, 16).T, expected[rows])
 
 
 def test_transpose():
@@ -343,7 +345,7 @@ def test_linear_in_integers_is_exact(M, N):
     integers = rng.integers(-7, 8, (M, N)).astype(np.float32)
     weight, bias = frozen(round_to_bf16(integers)), frozen(round_to_bf16(rng.integers(-9, 9, M).astype(np.float32)))
     scales = np.ldexp(np.float32(1), rng.integers(-2, 3, (M, -(-N // 32)))).astype(np.float32)
-    quantized = gptoss.Int8(integers.astype(np.int8), scales)
+    quantized = gptoss.Int8(integers.astype(np.int8), round_to_bf16(scales))
     for T in TOKENS:
         x = rng.integers(-60, 61, (T, N)).astype(np.float32)
         exact = x.astype(np.float64) @ integers.T + gptoss.widen(bias)
@@ -360,7 +362,7 @@ def test_linear_at_the_edges_of_tiles():
     for M, T in itertools.product((1, 15, 16, 17, 31, 32, 33, 100), range(FEW + 1, FEW + 5)):
         weight, x = rng.integers(-7, 8, (M, N)).astype(np.float32), rng.integers(-9, 9, (T, N)).astype(np.float32)
         assert np.array_equal(kernels.linear(x, frozen(round_to_bf16(weight))), x @ weight.T)
-        ones = np.ones((M, 2), np.float32)
+        ones = round_to_bf16(np.ones((M, 2)))
         assert np.array_equal(kernels.linear(x, gptoss.Int8(weight.astype(np.int8), ones)), x @ weight.T)
 
 
@@ -464,17 +466,20 @@ def test_experts_one_for_all_and_some_for_none(T, path):
 
 
 def test_experts_choose_their_path(monkeypatch):
-    """Streamed for up to FEW_MXFP4 tokens of an expert on average, of those that have any; and in pairs of blocks."""
-    paths, rng = [], np.random.default_rng(5)
-    for name in ("stream_mxfp4", "multiply_mxfp4"):
-        real = getattr(kernels, name)
-        monkeypatch.setattr(kernels, name, lambda *args, name=name, real=real: paths.append(name) or real(*args))
-    for T, N, F, name in ((FEW_MXFP4, 64, 128, "stream_mxfp4"), (FEW_MXFP4 + 1, 64, 128, "multiply_mxfp4"),
-                          (1, 96, 128, "multiply_mxfp4"), (1, 64, 160, "multiply_mxfp4")):
+    """Streamed for up to FEW_MXFP4 tokens of an expert on average, of those that have any; and in pairs of blocks. The
+    two paths sum in another order, so the last bits tell which it was."""
+    rng = np.random.default_rng(5)
+    for T, N, F, streamed in ((FEW_MXFP4, 64, 128, True), (FEW_MXFP4 + 1, 64, 128, False), (1, 96, 128, False),
+                              (1, 64, 160, False)):
         layer, x = expert_layer(rng, 5, N, F), normal(rng, T, N)
-        paths.clear()
-        kernels.experts(x, np.tile([4, 2], (T, 1)), np.full((T, 2), 0.5, np.float32), layer, 7.0)
-        assert paths == [name, name]
+        chosen, weights = np.tile([4, 2], (T, 1)), np.full((T, 2), 0.5, np.float32)
+        found, ways = kernels.experts(x, chosen, weights, layer, 7.0), {}
+        for few in (0, 10**9):
+            with monkeypatch.context() as patch:
+                patch.setattr(kernels, "FEW_MXFP4", few)
+                ways[few > 0] = kernels.experts(x, chosen, weights, layer, 7.0)
+        assert np.array_equal(found, ways[streamed])
+        assert np.array_equal(ways[True], ways[False]) == (N % 64 + F % 64 > 0)  # where there is but one way
 
 
 @pytest.mark.parametrize("limit", [0.05, 0.5, 1e6])
@@ -636,8 +641,13 @@ def test_attention_over_the_cache(dtype):
     cache, sinks = gptoss.KVCache(config, dtype), bf16(rng, 6)
     for T in (1, 6, 1, 1, 40, 1, 33, 2):
         for i, window in ((0, 10**6), (1, 7)):
-            k, v = cache.extend(i, normal(rng, T, 2, 10), normal(rng, T, 2, 10))
-            q = normal(rng, T, 6, 10)
+            k, v = kv = cache.extend(i, T)
+            q, new = normal(rng, T, 6, 10), normal(rng, 2, T, 2, 10)
+            gptoss.write(kv[:, :, -T:], *new)
+            expected = kv[:, :, -T:].copy()
+            kv[:, :, -T:] = 0
+            kernels.write(kv[:, :, -T:], *new)
+            assert np.array_equal(kv[:, :, -T:], expected)
             found, expected = (o.attention(q, k, v, sinks, window) for o in (kernels, gptoss))
             close(found, expected, 2 * U * (6 * np.sqrt(10) + np.sqrt(k.shape[1])))
         cache.commit(T)
