@@ -1,4 +1,4 @@
-"""The few vector operations that kernels.py needs: each one is what a processor does to 16 or 32 numbers at a time.
+"""The few vector operations that kernels.py and mxfp4.py need: what a processor does to 16 or 32 numbers at a time.
 
 Numba turns a plain loop into vector instructions by itself where it can; it cannot for the 4-bit numbers of MXFP4. Here
 LLVM's own vectors become types that Numba code can pass around, and each operation is a function of a few lines. All
@@ -7,10 +7,46 @@ but two are written in LLVM's generic operations, which it lowers to AVX2, AVX-5
 not find by itself. Where one has not, generic operations come to the same.
 """
 
+import os
+from pathlib import Path
+
+import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic, models, register_model
+from numba.extending import intrinsic, models, overload, register_model
+
+# ---- Compilation, and bf16 ------------------------------------------------------------------------------------------
+
+SUMS = {"reassoc", "contract", "nsz"}  # sums in any order, so that their loops become vector code; inf and nan stay
+jit = njit(cache=True, nogil=True, fastmath=SUMS)
+inline_jit = njit(cache=True, nogil=True, fastmath=SUMS, forceinline=True)  # what a call would cost is felt
+parallel_jit = njit(cache=True, parallel=True, fastmath=SUMS)
+
+
+def drop_stale_code(home):
+    """Compiled code is kept in __pycache__, so only the first run compiles. Numba compiles anew what a changed file
+    defines, but not what uses it in another file: so all that is older than one of the three files goes."""
+    newest = max((home / name).stat().st_mtime for name in ("simd.py", "mxfp4.py", "kernels.py"))
+    if os.access(home / "__pycache__", os.W_OK):
+        for file in (home / "__pycache__").glob("*.nb[ci]"):
+            if file.stat().st_mtime < newest:
+                file.unlink(missing_ok=True)
+
+
+drop_stale_code(Path(__file__).resolve().parent)
+
+
+def widen(x):
+    """One bf16 bit pattern (uint16) -> float32, exactly; a float32 passes through."""
+
+
+@overload(widen, inline="always")
+def widen_compiled(x):
+    if isinstance(x, types.Float):
+        return lambda x: x
+    return lambda x: np.uint32(np.uint32(x) << np.uint32(16)).view(np.float32)
+
 
 # ---- Types ----------------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@
 
 A rung is a function that multiplies one row of packed weights by x; all else is the same for all of them. Each is
 compared with the exact product before it is timed. The model uses nothing of this file: its own kernel is the rung
-"fetched ahead", imported from kernels.py. Letters: M rows, N weights a row, B = N/32 blocks a row, T tokens.
+"fetched ahead", imported from mxfp4.py. Letters: M rows, N weights a row, B = N/32 blocks a row, T tokens.
 """
 
 import argparse
@@ -26,20 +26,15 @@ from threadpoolctl import threadpool_limits
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import kernels  # noqa: E402
+import mxfp4  # noqa: E402
 from bench import machine  # noqa: E402
 from gptoss import E2M1, MXFP4, dequantize, widen  # noqa: E402
-from kernels import (  # noqa: E402
-    SUMS,
-    dot_mxfp4,
-    e8m0,
-    multiply_mxfp4,
-    rounded_to_int16,
-    stream_bf16,
-)
+from kernels import stream_bf16  # noqa: E402
+from mxfp4 import dot_mxfp4, multiply_mxfp4, rounded_to_int16  # noqa: E402
 from simd import (  # noqa: E402
     I32,
     OFFSET,
+    SUMS,
     Vector,
     dot,
     f32x16,
@@ -65,7 +60,7 @@ from simd import (  # noqa: E402
     zeros_i32x8,
 )
 
-# Not cached on disk: Numba would not notice that kernels.py has changed, and the old code would be timed.
+# Not cached on disk: Numba would not notice that mxfp4.py has changed, and the old code would be timed.
 jit, parallel_jit = njit(fastmath=SUMS), njit(parallel=True, fastmath=SUMS)
 inline_jit = njit(fastmath=SUMS, forceinline=True)
 ALL = numba.get_num_threads()
@@ -109,6 +104,14 @@ def compiled(rung):
 
 # ---- The rungs: row `row` of packed weights times x; blocks [M * B * 16], scales [M * B], both flat ------------------
 # From dot_vectors on B must be even. x [N] is an array, or where it is rounded a tuple; see the end of this section.
+
+
+@jit
+def e8m0(byte):
+    """2^(byte - 127) as float32: the byte is the exponent. 0 is the subnormal 2^-127, 255 is nan."""
+    byte = np.uint32(byte)
+    bits = max(byte << np.uint32(23), np.uint32(1 << 22)) | ((byte + np.uint32(1)) >> np.uint32(8))
+    return np.uint32(bits).view(np.float32)
 
 
 @jit
@@ -234,7 +237,7 @@ def halves(typing, a, b):
 def kernel(**others):
     """The model's kernel, or with other functions in the place of those that it calls by these names."""
     code = dot_mxfp4.py_func.__code__
-    dot_row = inline_jit(FunctionType(code, vars(kernels) | others)) if others else dot_mxfp4
+    dot_row = inline_jit(FunctionType(code, vars(mxfp4) | others)) if others else dot_mxfp4
 
     @inline_jit
     def dot_kernel(blocks, scales, row, x, B):
@@ -251,7 +254,7 @@ def no_prefetch(array, i):
 
 @inline_jit
 def two_blocks_int8(blocks, w, x, at):
-    """kernels.two_blocks for an x of one byte: without the low ones."""
+    """mxfp4.two_blocks for an x of one byte: without the low ones."""
     packed = load_u8x32(blocks, w)
     even, odd = look_up_offset(low_nibbles(packed)), look_up_offset(high_nibbles(packed))
     return to_float(dot(zeros_i32x8(), even, load_i8x32(x, at), odd, load_i8x32(x, at + 32)))
@@ -281,7 +284,7 @@ def in_int16(x):
 def in_int8(x):
     step = np.abs(x).reshape(-1, 32).max(axis=1) / np.float32(127)
     n = np.rint(x / np.repeat(np.where(step == 0, 1, step), 32)).astype(np.int8)
-    offsets = -OFFSET * n.reshape(-1, 32).sum(axis=1, dtype=np.int32)  # see kernels.round_to_int16
+    offsets = -OFFSET * n.reshape(-1, 32).sum(axis=1, dtype=np.int32)  # see mxfp4.round_to_int16
     bytes_of_blocks = np.repeat(as_unpacked(n).reshape(-1, 1, 64), 2, axis=1)  # the kernel steps over low bytes
     return bytes_of_blocks.reshape(-1), offsets, step * np.float32(0.5)
 

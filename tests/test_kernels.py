@@ -20,9 +20,11 @@ from numba.core.registry import cpu_target
 
 import gptoss
 import kernels
+import mxfp4
 import simd
 from gptoss import MXFP4, dequantize, quantize_int8, round_to_bf16
-from kernels import FEW, FEW_MXFP4, KEYS, MANY, place
+from kernels import FEW, FEW_MXFP4, KEYS
+from mxfp4 import MANY, place
 
 U = 2.0**-24
 TOKENS = (1, 2, FEW, FEW + 1, 23)
@@ -50,7 +52,7 @@ def bf16(rng, *shape):
     return frozen(round_to_bf16(normal(rng, *shape)))
 
 
-def mxfp4(rng, *shape, low=118, high=124):
+def packed(rng, *shape, low=118, high=124):
     """Random packed weights of `shape`; with scales around 2^-6 a sum over some dozens of inputs is of size 1."""
     *rows, N = shape
     blocks, scales = rng.integers(0, 256, (*rows, N // 32, 16), np.uint8), rng.integers(low, high, (*rows, N // 32))
@@ -63,7 +65,7 @@ def mxfp4(rng, *shape, low=118, high=124):
 @njit
 def widen_all(x, out):
     for i in range(len(x)):
-        out[i] = kernels.widen(x[i])
+        out[i] = simd.widen(x[i])
 
 
 def test_widen():
@@ -73,12 +75,6 @@ def test_widen():
     assert np.array_equal(out.view(np.uint32), gptoss.widen(bits).view(np.uint32))  # every pattern, nan's too
     widen_all(out, again := np.empty_like(out))
     assert np.array_equal(again.view(np.uint32), out.view(np.uint32))
-
-
-def test_e8m0():
-    found = np.array([kernels.e8m0(np.uint8(byte)) for byte in range(256)])
-    assert np.isnan(found[255]) and np.array_equal(found[:255], 2.0 ** (np.arange(255) - 127))  # 2^-127 is subnormal
-    assert np.array_equal(found.astype(np.float32), gptoss.E8M0, equal_nan=True)
 
 
 def test_place():
@@ -97,7 +93,7 @@ def in_bytes(n):
 
 
 def dot_mxfp4(blocks, scales, row, x, offsets, x_scales, j, B):
-    return kernels.dot_mxfp4(*(part.reshape(-1) for part in (blocks, scales)), row, x.reshape(-1), offsets.reshape(-1),
+    return mxfp4.dot_mxfp4(*(part.reshape(-1) for part in (blocks, scales)), row, x.reshape(-1), offsets.reshape(-1),
                              x_scales, j, B)
 
 
@@ -105,7 +101,7 @@ def multiply_mxfp4(blocks, scales, x, offsets, x_scales, tokens=None):
     """All rows of one expert, blocks [M, B, 16], times x of these tokens -> [M, tokens]."""
     tokens = np.arange(len(x)) if tokens is None else np.array(tokens)
     y, x_scales = np.empty((len(tokens), len(blocks)), np.float32), np.resize(x_scales, offsets.shape)
-    kernels.multiply_mxfp4(2, x, offsets, x_scales, tokens, np.array([[0, 0, len(tokens)]]), blocks[None], scales[None],
+    mxfp4.multiply_mxfp4(2, x, offsets, x_scales, tokens, np.array([[0, 0, len(tokens)]]), blocks[None], scales[None],
                            np.zeros((1, len(blocks)), np.uint16), np.float32(7), y)
     return y.T
 
@@ -134,7 +130,7 @@ def test_products_with_mxfp4(B):
     n = rng.integers(-peak, peak + 1, (3, 32 * B))
     x, offsets = in_bytes(n)
     halves = np.full(3 * B, 0.5, np.float32)
-    w = mxfp4(rng, 48, 32 * B, low=127, high=128)
+    w = packed(rng, 48, 32 * B, low=127, high=128)
     exact = dequantize(w).astype(np.float64) @ n.T
     for row, j in itertools.product(range(4), range(3)):
         assert dot_mxfp4(*w, row, x, offsets, halves, j, B) == exact[row, j]
@@ -158,15 +154,15 @@ def test_products_with_mxfp4_at_their_largest():
 def test_multiply_mxfp4(B):
     """Any number of blocks; groups of one token to more than MANY, in any order and again; not for every expert."""
     rng, M, E = np.random.default_rng(B), 48, 7
-    w, bias, x = mxfp4(rng, E, M, 32 * B), bf16(rng, E, M), normal(rng, 31, 32 * B)
+    w, bias, x = packed(rng, E, M, 32 * B), bf16(rng, E, M), normal(rng, 31, 32 * B)
     sizes = {0: 1, 1: 3, 3: MANY - 1, 4: MANY, 5: MANY + 1, 6: 2 * MANY + 1}
     ends = np.cumsum(list(sizes.values()))
     groups = np.array([[e, end - sizes[e], end] for e, end in zip(sizes, ends, strict=True)])
     tokens = rng.integers(0, len(x), ends[-1])
-    rounded_x = kernels.rounded_to_int16(x)
+    rounded_x = mxfp4.rounded_to_int16(x)
     for workers in (1, 2, 5):  # more than there are sixteens of rows
         y = np.full((len(tokens), M), np.nan, np.float32)
-        kernels.multiply_mxfp4(workers, *rounded_x, tokens, groups, *w, bias, np.float32(7), y)
+        mxfp4.multiply_mxfp4(workers, *rounded_x, tokens, groups, *w, bias, np.float32(7), y)
         for e, first, last in groups:
             exact = x[tokens[first:last]].astype(np.float64) @ dequantize(MXFP4(*(part[e] for part in w))).T
             exact += gptoss.widen(bias[e])
@@ -280,7 +276,7 @@ def transpose(array, i, stride, columns):
 
 def rounded(x):
     """What round_to_int16 makes of x [J, N], as x stands: integers [J, N], offsets and scales [J, N/32]."""
-    parts, offsets, scales = kernels.rounded_to_int16(x)
+    parts, offsets, scales = mxfp4.rounded_to_int16(x)
     n = 256 * parts[:, :, 0].astype(np.int64) + parts[:, :, 1]
     return n.reshape(len(x), -1)[:, [i // 64 * 64 + place(i) for i in range(x.shape[1])]], offsets, scales
 
@@ -315,7 +311,7 @@ def test_swiglu():
     gate, up = (part.reshape(-1) for part in np.meshgrid(values, np.r_[values, -np.inf]))
     with np.errstate(over="ignore"):
         expected = gptoss.swiglu(np.stack([gate, up], axis=-1).reshape(-1), 7.0)
-    found = np.array([kernels.swiglu(g, u, np.float32(7)) for g, u in zip(gate, up, strict=True)], np.float32)
+    found = np.array([mxfp4.swiglu(g, u, np.float32(7)) for g, u in zip(gate, up, strict=True)], np.float32)
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-37)
     assert np.isnan(found[np.isnan(gate) | np.isnan(up)]).all()
 
@@ -427,8 +423,8 @@ TOLERANCE = 1.1e-4
 
 
 def expert_layer(rng, E, N, F, **scales):
-    return SimpleNamespace(gate_up=mxfp4(rng, E, 2 * F, N, **scales), gate_up_bias=bf16(rng, E, 2 * F),
-                           down=mxfp4(rng, E, N, F, **scales), down_bias=bf16(rng, E, N))
+    return SimpleNamespace(gate_up=packed(rng, E, 2 * F, N, **scales), gate_up_bias=bf16(rng, E, 2 * F),
+                           down=packed(rng, E, N, F, **scales), down_bias=bf16(rng, E, N))
 
 
 EXPERTS = [(32, 64, 3, 2), (64, 32, 2, 1), (96, 64, 7, 4), (160, 96, 5, 3),  # an odd number of blocks: never streamed
@@ -677,7 +673,7 @@ def exact_dots():
     """Products with MXFP4 where they are exact (see test_products_with_mxfp4): the same bits from any instructions."""
     rng, B = np.random.default_rng(16), 4
     peak = 2**24 // (32 * 24 * B)
-    w, n = mxfp4(rng, 64, 32 * B, low=127, high=128), rng.integers(-peak, peak + 1, (64, 32 * B))
+    w, n = packed(rng, 64, 32 * B, low=127, high=128), rng.integers(-peak, peak + 1, (64, 32 * B))
     (x, offsets), halves = in_bytes(n), np.full(64 * B, 0.5, np.float32)
     dots = [dot_mxfp4(*w, j, x, offsets, halves, j, B) for j in range(64)]
     products, exact = multiply_mxfp4(*w, x, offsets, halves), dequantize(w).astype(np.float64) @ n.T
@@ -687,7 +683,7 @@ def exact_dots():
 
 def assembly():
     """What dot_mxfp4 is compiled to here and now (a function from the cache does not say)."""
-    dot = njit(fastmath=kernels.SUMS)(kernels.dot_mxfp4.py_func)
+    dot = njit(fastmath=simd.SUMS)(mxfp4.dot_mxfp4.py_func)
     dot(np.zeros(32, np.uint8), np.zeros(2, np.uint8), 0, np.zeros(128, np.int8), np.zeros(2, np.int32),
         np.zeros(2, np.float32), 0, 2)
     return "\n".join(dot.inspect_asm().values())
@@ -748,3 +744,20 @@ def test_other_processors(kind, tmp_path):
         assert np.array_equal(here[name], there[name])
     for name in here:  # the order of sums differs with the width of vectors
         close(there[name], here[name], 2 * U * (2 * np.sqrt(192) + np.sqrt(64)))
+
+
+def test_compiled_code_is_dropped_when_a_file_it_came_from_is_younger(tmp_path):
+    sources, compiled = ("simd.py", "mxfp4.py", "kernels.py"), ("kernels.f-1.py311.nbi", "kernels.f-1.py311.1.nbc")
+    (tmp_path / "__pycache__").mkdir()
+    for name in (*sources, *(f"__pycache__/{name}" for name in (*compiled, "simd.cpython-311.pyc"))):
+        (tmp_path / name).touch()
+    for k, name in enumerate(sources):
+        os.utime(tmp_path / name, (k, k))
+    old, new = (tmp_path / "__pycache__" / name for name in compiled)
+    os.utime(old, (1.5, 1.5))  # younger than mxfp4.py, older than kernels.py
+    os.utime(new, (2, 2))
+    simd.drop_stale_code(tmp_path)
+    assert sorted(file.name for file in (tmp_path / "__pycache__").iterdir()) == [new.name, "simd.cpython-311.pyc"]
+    os.utime(tmp_path / "simd.py", (3, 3))
+    simd.drop_stale_code(tmp_path)
+    assert not new.exists() and len(list(tmp_path.iterdir())) == 4

@@ -14,6 +14,14 @@ sys.path.insert(0, str(ROOT / "docs"))
 import ladder  # noqa: E402
 from ladder import KERNEL, LIMIT, RUNGS  # noqa: E402
 
+from gptoss import E8M0  # noqa: E402
+
+
+def test_e8m0():
+    found = np.array([ladder.e8m0(np.uint8(byte)) for byte in range(256)])
+    assert np.isnan(found[255]) and np.array_equal(found[:255], 2.0 ** (np.arange(255) - 127))  # 2^-127 is subnormal
+    assert np.array_equal(found.astype(np.float32), E8M0, equal_nan=True)
+
 
 @pytest.mark.parametrize("rung", RUNGS, ids=[rung.name for rung in RUNGS])
 def test_rung(rung):
