@@ -74,6 +74,7 @@ def round_many_to_int16(x, rounded, offsets, scales):
 
 @jit
 def rounded_to_int16(x):
+    """x [J, N] -> what round_to_int16 makes of it: rounded, offsets, scales."""
     J, N = x.shape
     rounded, offsets = np.empty((J, (N + 63) // 64, 2, 64), np.int8), np.empty((J, N // 32), np.int32)
     scales = np.empty((J, N // 32), np.float32)
@@ -130,6 +131,7 @@ def dot_mxfp4(blocks, scales, row, x, offsets, x_scales, j, B):
 
 @jit
 def swiglu(gate, up, limit):
+    """Clamped SwiGLU of one gate and one up. See gptoss.swiglu."""
     gate, up = min(gate, limit), min(max(up, -limit), limit)
     return gate / (np.float32(1) + np.exp(np.float32(-1.702) * gate)) * (up + np.float32(1))
 
@@ -184,7 +186,7 @@ def add_products(sums, even, odd, more_even, more_odd, x, at):
 
 
 @jit
-def sixteen_rows(x, offsets, x_scales, tokens, blocks, scales, row, B, stride, columns, sums):
+def sixteen_rows(x, offsets, x_scales, tokens, blocks, scales, row, B, columns, sums):
     """sums [len(tokens), 16] = x of the tokens, rounded to int16, times rows `row` to row + 15 of packed weights.
 
     The arithmetic of `dot_mxfp4`, but a lane is a row here. A block of sixteen rows is converted once, and stays in
@@ -205,7 +207,7 @@ def sixteen_rows(x, offsets, x_scales, tokens, blocks, scales, row, B, stride, c
         for j in range(len(tokens)):
             s = tokens[j] * B + b
             x_scale, excess = load_splat_f32x8(x_scales, s), load_splat_i32x8(offsets, s)
-            at = tokens[j] * stride + b // 2 * 128 + b % 2 * 16  # see `place`
+            at = 128 * (tokens[j] * ((B + 1) // 2) + b // 2) + b % 2 * 16  # see `place`
             four = zeros_i32x8(), zeros_i32x8(), excess, excess
             four = add_products(four, w[0], w[1], v[0], v[1], x, at)
             four = add_products(four, w[2], w[3], v[2], v[3], x, at + 4)
@@ -222,7 +224,6 @@ def multiply_mxfp4(workers, x, offsets, x_scales, tokens, groups, blocks, scales
     time, whose x stay in its level-2 cache."""
     _, M, B, _ = blocks.shape
     gated = y.shape[1] < M
-    stride = 128 * x.shape[1]
     x, offsets, x_scales = x.reshape(-1), offsets.reshape(-1), x_scales.reshape(-1)
     blocks, scales = blocks.reshape(-1), scales.reshape(-1)
     for worker in prange(workers):
@@ -232,12 +233,12 @@ def multiply_mxfp4(workers, x, offsets, x_scales, tokens, groups, blocks, scales
             for start in range(first, last, MANY):
                 some = tokens[start : min(start + MANY, last)]
                 for m in range(16 * worker, M, 16 * workers):
-                    sixteen_rows(x, offsets, x_scales, some, blocks, scales, e * M + m, B, stride, columns, sums)
+                    sixteen_rows(x, offsets, x_scales, some, blocks, scales, e * M + m, B, columns, sums)
                     for j in range(len(some)):
                         for r in range(0, 16, 2):
-                            out = sums[16 * j + r] + widen(bias[e, m + r])
+                            gate = sums[16 * j + r] + widen(bias[e, m + r])
                             up = sums[16 * j + r + 1] + widen(bias[e, m + r + 1])
                             if gated:
-                                y[start + j, (m + r) // 2] = swiglu(out, up, limit)
+                                y[start + j, (m + r) // 2] = swiglu(gate, up, limit)
                             else:
-                                y[start + j, m + r], y[start + j, m + r + 1] = out, up
+                                y[start + j, m + r], y[start + j, m + r + 1] = gate, up
