@@ -254,7 +254,7 @@ def main(argv=None):
     screen = Screen()
     try:
         if screen.terminal and not list((HERE / "__pycache__").glob("kernels.*.nbi")):
-            screen.note("The first run compiles the kernels: a matter of ten seconds or a few more.")
+            screen.note("The first run compiles the kernels: half a minute or less.")
         model, tokenizer = gptoss.load(args.model), tokenizers.load(args.model)
         chat = Conversation(model, tokenizer, args.effort)
         temperature = default_temperature(args.model) if args.temperature is None else args.temperature
