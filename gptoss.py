@@ -209,7 +209,7 @@ def experts(x, chosen, weights, layer, limit):
 class KVCache:
     """The keys and values of the tokens so far: for each layer an array [2, G, room, D], and how many it holds.
 
-    New tokens are written behind the last. When the room is used up, a larger array gets those that are still in sight:
+    New tokens are written behind the last. When the room is used up, a new array gets those that are still in sight:
     all in a full layer, the last W - 1 in a sliding one, which costs no more after 100,000 tokens than after 128. What
     is counted is never written over, so an interrupted step does no harm. `rewind` needs the snapshots (at most 16 of 3
     MiB for 20b): what has left the window is gone.
@@ -235,9 +235,9 @@ class KVCache:
         kv, end = self.layers[i]
         seen = min(end, self.window - 1) if i in self.sliding else end  # before the new ones
         if end + T >= kv.shape[2]:  # one stays free: kernels.py is compiled for parts of arrays, not for whole ones too
-            larger = np.empty((*kv.shape[:2], max(64, 2 * (seen + T)), kv.shape[3]), kv.dtype)
-            larger[:, :, :seen] = kv[:, :, end - seen : end]
-            kv, end = larger, seen
+            new = np.empty((*kv.shape[:2], max(64, 2 * (seen + T)), kv.shape[3]), kv.dtype)
+            new[:, :, :seen] = kv[:, :, end - seen : end]
+            kv, end = new, seen
         self.pending[i] = kv, end + T
         return kv[:, :, end - seen : end + T]
 
@@ -245,8 +245,8 @@ class KVCache:
         """The T tokens are through every layer: count them. Until now the cache was as before, whatever interrupts."""
         self.layers, self.length = [self.pending[i] for i in range(len(self.layers))], self.length + T
         if T > 1 or self.length % self.window == 0:  # after each piece of a prompt, and now and then in a reply
-            recent = {i: self.layers[i][0][:, :, : self.layers[i][1]][:, :, -self.window :] for i in self.sliding}
-            self.snapshots[self.length] = {i: (kv.copy(), kv.shape[2]) for i, kv in recent.items()}
+            recent = {i: kv[:, :, max(0, end - self.window) : end] for i, (kv, end) in enumerate(self.layers)}
+            self.snapshots[self.length] = {i: (recent[i].copy(), recent[i].shape[2]) for i in self.sliding}
             if len(self.snapshots) > self.SNAPSHOTS:  # forget the one nearest to its predecessor, never the newest
                 at = [0, *sorted(self.snapshots)]
                 del self.snapshots[at[min(range(1, len(at) - 1), key=lambda j: at[j] - at[j - 1])]]
@@ -269,9 +269,9 @@ class KVCache:
         states = self.snapshots | {0: nothing, self.length: now}
         p = max((p for p in states if restores(p, states[p])), key=lambda p: min(p, n))
         self.length = min(p, n)
-        dropped = p - self.length
-        self.layers = [(states[p][i][0], states[p][i][1] - dropped) if i in states[p] else (kv, self.length)
-                       for i, (kv, _) in enumerate(self.layers)]
+        self.layers = [(kv, self.length) for kv, _ in self.layers]
+        for i, (kv, h) in states[p].items():
+            self.layers[i] = kv, h - (p - self.length)
         self.snapshots = {p: state for p, state in self.snapshots.items() if p <= self.length}
         return self.length
 
@@ -422,13 +422,14 @@ def shortlist(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
 
 def sample(logits, rng, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
     """One id drawn from logits [V]; temperature 0: the best."""
+    best = int(np.argmax(logits))  # the first nan, if there is any
+    if not math.isfinite(logits[best]):
+        raise ValueError(f"logits: expected numbers, found {logits[best]}")
     if temperature == 0:
-        return int(np.argmax(logits))
+        return best
     ids, p = shortlist(logits, temperature, top_k, top_p, min_p)
     sums = np.add.reduceat(p, np.arange(0, len(p), 512)).astype(np.float64)
-    upto = np.cumsum(sums)  # of every 512 weights; a running sum of all 201,088 takes eight times as long as the rest
-    if not upto[-1] < math.inf:
-        raise ValueError(f"logits: expected numbers, found {logits[~np.isfinite(logits)][0]}")
+    upto = np.cumsum(sums)  # of every 512 weights: a running sum of all 201,088 takes several times as long as the rest
     drawn = rng.random() * upto[-1]
     b = min(np.searchsorted(upto, drawn, side="right"), len(upto) - 1)
     within = np.cumsum(p[512 * b : 512 * b + 512], dtype=np.float64)

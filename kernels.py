@@ -192,7 +192,7 @@ def combine(results, places, weights, y):
 
 @jit
 def mixture(workers, few, x, chosen, weights, up, up_scales, up_bias, down, down_scales, down_bias, limit):
-    """`experts` of arrays: one call for all steps, because a call from Python takes longer than some of them."""
+    """`experts` of arrays, so that Python makes one call and not one for each step. few: FEW_MXFP4."""
     (T, N), (E, _, B, _), J = x.shape, down.shape, chosen.size
     tokens, places, groups = group(chosen, E)
     h, results, y = np.empty((J, 32 * B), np.float32), np.empty((J, N), np.float32), np.empty((T, N), np.float32)
@@ -442,7 +442,7 @@ def attend_some(q, k, v, sinks, window, out, t, g):
 
 @parallel_jit
 def attend(q, k, v, sinks, window, out):
-    """All queries and heads, a few at a time: a task of some microseconds, of which each thread takes its share."""
+    """All queries and heads, a few at a time; each thread takes its share."""
     T, G = len(q), len(k)
     for task in prange((T + QUERIES - 1) // QUERIES * G):
         attend_some(q, k, v, sinks, window, out, task // G * QUERIES, task % G)

@@ -396,8 +396,22 @@ def test_sampling_at_hardly_any_temperature_and_of_no_numbers():
         assert gptoss.sample(logits, rng, temperature) == 1
     for broken in (np.nan, np.inf):
         logits[2] = broken
-        with np.errstate(invalid="ignore"), pytest.raises(ValueError, match=f"expected numbers, found {broken}"):
-            gptoss.sample(logits, rng, 1.0)
+        for how in ({}, {"temperature": 0}, {"top_k": 2}, {"top_p": 0.9}, {"min_p": 0.1}):
+            with pytest.raises(ValueError, match=f"expected numbers, found {broken}"):
+                gptoss.sample(logits, rng, **how)
+
+
+def test_sampling_finds_the_place_in_two_steps():
+    """Of 1,300 weights 700 are 1, the rest 0: half-way into the k-th 700th is the k-th of them. Blocks of 512 end at
+    512 and 1,024; the last is short, and one may be empty."""
+    rng, logits = np.random.default_rng(0), np.full(1300, -np.inf, np.float32)
+    for among in (1300, 790):
+        chosen = np.sort(rng.choice(among, 700, replace=False)) + 1300 - among
+        logits[:] = -np.inf
+        logits[chosen] = 3
+        for k in range(700):
+            u = SimpleNamespace(random=lambda k=k: (k + 0.5) / 700)
+            assert gptoss.sample(logits, u) == chosen[k]
 
 
 def test_sampling_draws_by_probability():
