@@ -24,6 +24,14 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used: which file, which key or tensor, what was expected and what was found."""
 
 
+def expect(ok, error, where, expected, found):
+    """Raises error("WHERE: expected EXPECTED, found FOUND") unless `ok`. A `found` that is no text is shown as its
+    repr, and of a long one the beginning: this is the form of every complaint in this project."""
+    if not ok:
+        found = found if isinstance(found, str) else repr(found)
+        raise error(f"{where}: expected {expected}, found {found[:200]}")
+
+
 # ---- Config ---------------------------------------------------------------------------------------------------------
 
 
