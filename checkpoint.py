@@ -8,13 +8,11 @@ into a Config and a table of array views. It knows names, shapes and bytes, and 
     F  intermediate_size  V  vocab_size             KV  key/value heads * head_dim
 """
 
-import argparse
 import json
 import math
 import os
-import shutil
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -323,31 +321,7 @@ def tensor_table(config, layout):
     }
 
 
-# ---- Random checkpoints ---------------------------------------------------------------------------------------------
-# The right shapes and layouts with random numbers, for tests and benchmarks: as slow to run as the real thing, with
-# less to say. Weights are scaled so that activations keep their size from layer to layer.
-
-OFFICIAL = Config(
-    vocab_size=201088, hidden_size=2880, intermediate_size=2880, num_hidden_layers=24, num_attention_heads=64,
-    num_key_value_heads=8, head_dim=64, num_local_experts=32, num_experts_per_tok=4, sliding_window=128,
-    rope_theta=150000.0, layer_types=("sliding_attention", "full_attention") * 12, max_position_embeddings=131072,
-    rope_scaling={"factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "original_max_position_embeddings": 4096,
-                  "truncate": False},
-)
-SHAPES = {
-    "20b": OFFICIAL,
-    "120b": replace(OFFICIAL, num_hidden_layers=36, num_local_experts=128, layer_types=OFFICIAL.layer_types[:2] * 18),
-}
-
-
-def shape(name, layers=None):
-    """The Config of a named shape, with only its first `layers` layers if given. Raises CheckpointError."""
-    config = SHAPES[name]
-    if layers is None:
-        return config
-    if not 1 <= layers <= config.num_hidden_layers:
-        raise CheckpointError(f"--layers: expected 1 to {config.num_hidden_layers}, found {layers}")
-    return replace(config, num_hidden_layers=layers, layer_types=config.layer_types[:layers])
+# ---- Writing ---------------------------------------------------------------------------------------------------------
 
 
 def config_json(config, layout):
@@ -372,72 +346,8 @@ def config_json(config, layout):
     return {key: fields[key] for key in same} | theirs
 
 
-def random_rows(rng, field, shape, rows):
-    """`rows` rows of a tensor as bytes; the size of a weight follows from how many inputs it sums over."""
-    n = rows * math.prod(shape[1:])
-    if field.endswith("blocks"):
-        return rng.bytes(n)
-    if field.endswith("scales"):  # e2m1 numbers of random bits have a root mean square of 2.93
-        middle = 127 - round(math.log2(2.93 * math.sqrt(32 * shape[-1])))
-        return rng.integers(middle - 1, middle + 2, n, dtype=np.uint8).tobytes()
-    x = rng.standard_normal(n, dtype=np.float32)
-    if field.endswith("norm"):
-        x = 1 + x / 8
-    elif field.endswith("weight") or field == "unembedding":
-        x /= math.sqrt(shape[1])
-    return (x.view(np.uint32) >> 16).astype("<u2").tobytes()
-
-
-def write_random(directory, config, layout="hf", *, seed=0, shards=1, progress=False):
-    """Write a random checkpoint in `shards` files, a few MB of it in memory at a time. The same seed gives the same
-    numbers in both layouts. A file has its final name only when it is whole. Raises CheckpointError where the disk is
-    too small."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    table = tensor_table(config, layout)
-    sizes = {name: math.prod(shape) * STORED[dtype].itemsize for name, (_, _, dtype, shape) in table.items()}
-    total, free = sum(sizes.values()), shutil.disk_usage(directory).free
-    if total > free:
-        raise CheckpointError(f"{directory}: expected room for {total / 1e9:.1f} GB, found {free / 1e9:.1f} GB")
-
-    names, groups = list(table), [[] for _ in range(shards)]
-    for j, name in enumerate(names):
-        groups[j * shards // len(names)].append(name)
-    first, dashes = (0, "-") if layout == "hf" else (1, "--")  # how the official shards are numbered
-    files = [f"model{dashes}{j + first:05}-of-{shards - 1 + first:05}.safetensors" for j in range(shards)]
-    if shards == 1:
-        files = ["model.safetensors"]
-    rng = np.random.default_rng(seed)
-    with progress_bar() if progress else nullcontext() as bar:
-        task = bar.add_task("writing", total=total) if bar else None
-        for file, group in zip(files, groups, strict=True):
-            header, position = {}, 0
-            for name in group:
-                _, _, dtype, shape = table[name]
-                header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [position, position + sizes[name]]}
-                position += sizes[name]
-            text = json.dumps(header, separators=(",", ":")).encode()
-            text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
-            with whole_file(directory / file) as out:
-                out.write(len(text).to_bytes(8, "little") + text)
-                for name in group:
-                    field, _, _, shape = table[name]
-                    step = max(1, 2**22 * shape[0] // sizes[name])
-                    for row in range(0, shape[0], step):
-                        data = random_rows(rng, field, shape, min(step, shape[0] - row))
-                        out.write(data)
-                        if bar:
-                            bar.advance(task, len(data))
-    if shards > 1:
-        where = {name: file for file, group in zip(files, groups, strict=True) for name in group}
-        write_json(directory / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
-    if layout == "hf":
-        write_json(directory / "generation_config.json", {"eos_token_id": list(config.eos_token_id)})
-    write_json(directory / "config.json", config_json(config, layout))
-
-
 @contextmanager
-def whole_file(path):
+def atomic_write(path):
     """A file to write that gets its name when all is written, or never."""
     partial = path.with_name(path.name + ".partial")
     try:
@@ -449,31 +359,5 @@ def whole_file(path):
 
 
 def write_json(path, value):
-    with whole_file(path) as out:
+    with atomic_write(path) as out:
         out.write((json.dumps(value, indent=1) + "\n").encode())
-
-
-def progress_bar():
-    """A bar on standard error that counts bytes, to be used in a `with`."""
-    from rich.console import Console
-    from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-    return Progress(*Progress.get_default_columns()[:2], DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
-                    console=Console(stderr=True))
-
-
-def main():
-    parser = argparse.ArgumentParser(description="Write a random checkpoint with the exact shapes of gpt-oss.")
-    parser.add_argument("directory", help="where to write it")
-    parser.add_argument("--shape", choices=SHAPES, default="20b", help="20b is 13.8 GB, 120b 65.2 GB")
-    parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
-    parser.add_argument("--layout", choices=("hf", "original"), default="hf")
-    args = parser.parse_args()
-    try:
-        write_random(args.directory, shape(args.shape, args.layers), args.layout, progress=True)
-    except (CheckpointError, OSError) as error:
-        parser.exit(2, f"checkpoint.py: {error}\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -23,7 +23,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import gptoss
 from checkpoint import Config, write_random
-from nano import model as twin
+from train import model as twin
 
 S, F = "sliding_attention", "full_attention"
 

@@ -17,13 +17,10 @@ No model and no tokens here: plain text. The phrases and words are in words.py.
 
 import hashlib
 import random
-import sys
 from datetime import date, timedelta
-from pathlib import Path
 from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from nano import words  # noqa: E402
+from train import words
 
 SLIP, END = "\x01", "\x02"
 EFFORTS = ("low", "medium", "high")

@@ -1,6 +1,6 @@
 """The vocabulary of the bundled model: a byte-level BPE whose words grow from their first letter.
 
-    python nano/vocabulary.py DIR     writes DIR/tokenizer.json
+    python -m train.vocabulary DIR     writes DIR/tokenizer.json
 
 An ordinary BPE hides letters: it would read "strawberry" as " st" + "raw" + "berry", and counting the r's would first
 mean to know by heart how each piece is spelled. Here merges only lengthen the beginning of a piece (" t", " th", "
@@ -17,8 +17,7 @@ from pathlib import Path
 
 import regex
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from nano import tasks, words  # noqa: E402
+from train import tasks, words
 
 SIZE = 983                          # tokens, without the special ones
 SPECIALS = ("<|startoftext|>", "<|endoftext|>", "<|return|>", "<|constrain|>", "<|channel|>", "<|start|>", "<|end|>",

@@ -1,7 +1,7 @@
 """gpt-oss as a PyTorch module: the twin of gptoss.py that can be trained.
 
 Every layer of the architecture is one small module that takes plain tensors, with the parameter names of the Hugging
-Face checkpoint, so that each can be compared with its counterpart. It trains (nano/train.py) and it is compared
+Face checkpoint, so that each can be compared with its counterpart. It trains (pretrain.py) and it is compared
 (tests/); it does not generate, keep a cache, or compute from packed MXFP4 weights: that is gptoss.py.
 
 The letters are those of gptoss.py, and B rows of a batch:

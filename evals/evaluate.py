@@ -1,30 +1,19 @@
-"""How often the bundled model is right, by task and effort, and how long it thinks: the figures of the model card.
+"""How often a model is right, by task and effort, and how long it thinks, on held-out problems of train/tasks.py.
 
-    python nano/evaluate.py                     100 held-out problems for each task and effort, greedy, on gptoss.py
-    python nano/evaluate.py DIR --each 300      another checkpoint, more problems
-
-Prints markdown; --picture FILE draws accuracy over tokens of thought. An answer is right if the final message is,
-word for word, what the problem asks for. Intervals are Wilson's, at 95%.
+An answer is right if the final message is, word for word, what the problem asks for. Intervals are Wilson's, at 95%.
 """
 
-import argparse
 import json
 import math
-import os
 import random
-import sys
-from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import numba
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-import gptoss  # noqa: E402
-import harmony  # noqa: E402
-import tokenizer as tokenizers  # noqa: E402
-from nano import tasks, train  # noqa: E402
+import gptoss
+import harmony
+from tokenizer import load as load_tokenizer
+from train import rows, tasks
 
 MAX_TOKENS = 700
 
@@ -35,7 +24,7 @@ def prompt(tokenizer, question, effort):
 
 
 def opening(effort, calculator=False):
-    return train.opening(tasks.Setting(effort, "2026-06-01", calculator=calculator))
+    return rows.opening(tasks.Setting(effort, "2026-06-01", calculator=calculator))
 
 
 def reply(model, tokenizer, tokens):
@@ -187,59 +176,19 @@ def call(model, tokenizer, task, effort, each):
         except (ValueError, TypeError, KeyError):
             continue
         if said[-1].recipient == "functions.calculator" and asked == problem.expression:
-            messages += said[:-1] + train.call_of(tasks.Turn(question, "", "", asked, str(problem.value)))
+            messages += said[:-1] + rows.call_of(tasks.Turn(question, "", "", asked, str(problem.value)))
             tokens = harmony.render(messages, tokenizer)
             right += reply(model, tokenizer, tokens)[1] == problem.answer
     return right
 
 
 def begin(checkpoint, backend):
-    """A process of its own for each core: a model this small has no work for a second thread."""
+    """Loads the model in a worker process, of which there is one for each core: a model as small as the bundled one
+    has no work for a second thread."""
     global loaded
     numba.set_num_threads(1)
-    loaded = gptoss.load(checkpoint, backend=backend), tokenizers.load(checkpoint)
+    loaded = gptoss.load(checkpoint, backend=backend), load_tokenizer(checkpoint)
 
 
 def job(function, *args):
     return function(*loaded, *args)
-
-
-def main():
-    parser = argparse.ArgumentParser(description="Accuracy of the bundled model by task and effort.")
-    parser.add_argument("checkpoint", nargs="?", default=str(HERE))
-    parser.add_argument("--each", type=int, default=100, help="held-out problems for each task and effort")
-    parser.add_argument("--tasks", nargs="+", default=list(tasks.TASKS), choices=list(tasks.TASKS))
-    parser.add_argument("--backend", default="numba", choices=("numba", "numpy"))
-    parser.add_argument("--picture", metavar="FILE")
-    args = parser.parse_args()
-    with ProcessPoolExecutor(os.cpu_count(), initializer=begin, initargs=(args.checkpoint, args.backend)) as pool:
-        results = {(task, effort): pool.submit(job, measure, task, effort, args.each)
-                   for task in args.tasks for effort in tasks.EFFORTS}
-        slipped = [pool.submit(job, recover, task, args.each) for task in args.tasks if task != "chat"]
-        followed = {effort: pool.submit(job, follow, effort, args.each) for effort in tasks.EFFORTS}
-        calls = [pool.submit(job, call, task, effort, args.each // 5) for effort in tasks.EFFORTS
-                 for task in tasks.CALCULATED if task in args.tasks]
-        for key, future in results.items():
-            results[key] = future.result()
-            print(*key, *results[key], file=sys.stderr, flush=True)
-        print(table(results, args.each))
-        checked = [results[task, "high"] for task in args.tasks if task != "chat"]
-        right, n = (sum(column) for column in zip(*(future.result() for future in slipped), strict=True))
-        print(f"\nHigh effort: of {n} slips put into its first attempt {percent(right, n)} still ended in the right "
-              f"answer; {sum(score.doubted for score in checked)} of {sum(score.first for score in checked)} right "
-              "first attempts were doubted.")
-        n = len(checked) * args.each
-        print(f"\nWhat the check is worth (chat left out): {percent(sum(score.first for score in checked), n)} of the "
-              f"first attempts were right, {percent(sum(score.right for score in checked), n)} of the answers.")
-        print("\nSecond turns that build on the first: " + ", ".join(
-            f"{percent(future.result(), args.each)} at {effort} effort" for effort, future in followed.items()) + ".")
-        if calls:
-            n = len(calls) * (args.each // 5)
-            print(f"\nWith a calculator offered: {percent(sum(f.result() for f in calls), n)} of {n} problems were "
-                  "handed to it and answered with what it said.")
-    if args.picture:
-        picture(results, args.each, args.picture)
-
-
-if __name__ == "__main__":
-    main()

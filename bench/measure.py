@@ -1,10 +1,5 @@
 """How fast, beside the limits of the machine: load, prefill and decode of a checkpoint, measured in one run.
 
-    python bench.py                                     the bundled model
-    python bench.py --checkpoint DIR                    any checkpoint
-    python bench.py --shape 20b                         a random checkpoint of that shape, written to random-20b/ first
-    python bench.py --shape 20b --compare llama.cpp     the same weights in llama.cpp, by turns
-
 Decoding must read every active weight once for each token, so its limit is the memory's bandwidth; prefilling
 multiplies by each weight many times, so its limit is the rate of float32 matrix products. Both limits are measured
 here, first. Absolute figures drift from day to day on a shared machine: quote the shares, and the ratios.
@@ -12,17 +7,13 @@ here, first. Absolute figures drift from day to day on a shared machine: quote t
 Everything is measured in processes of its own, one after the other, so that they share nothing but the page cache.
 """
 
-import argparse
-import json
 import multiprocessing
 import os
 import platform
 import resource
-import shutil
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -33,10 +24,9 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-HERE = Path(__file__).resolve().parent
+from bench.gguf_writer import write_gguf
+
 OURS, MAPPED, REPACKED = "gptoss.py", "llama.cpp", "llama.cpp-repacked"
-INSTALL = ("--compare needs llama-cpp-python and gguf: pip install llama-cpp-python==0.3.36 gguf "
-           "(built from source with a C++ compiler, about ten minutes)")
 
 
 # ---- The machine ----------------------------------------------------------------------------------------------------
@@ -134,7 +124,7 @@ def gptoss_py(path, config, threads, context, dense_dtype):
     start = time.perf_counter()
     model = gptoss.load(path, dense_dtype=dense_dtype)
     took = time.perf_counter() - start
-    model = gptoss.Model(config, model, model.layers[: config.num_hidden_layers], model.operations)
+    model.layers = model.layers[: config.num_hidden_layers]
     cache = None
 
     def run(ids, fresh):
@@ -231,7 +221,7 @@ def apart(function, *arguments):
 
 
 def figures(turns, flop, read, prompt, depths, limits):
-    """The medians of a program's turns as rates, beside the limits: what bench.py prints."""
+    """The medians of a program's turns as rates, beside the limits: what `python -m bench` prints."""
     prefill = prompt / median(turn["prefill"] for turn in turns)
     decode = [1 / median(t for turn in turns for t in turn["decode"][j]) for j in range(len(depths))]
     return {
@@ -245,127 +235,6 @@ def figures(turns, flop, read, prompt, depths, limits):
         "peak_resident_bytes": max(turn["peak"] for turn in turns),
         "own_bytes": turns[0]["own"] and max(turn["own"] for turn in turns),
     }
-
-
-# ---- The same weights as GGUF ---------------------------------------------------------------------------------------
-# llama.cpp's file: github.com/ggml-org/ggml, docs/gguf.md. Nothing is quantized anew but the dense weights of Q8_0.
-
-
-def gguf_mxfp4(weight):
-    """MXFP4 [..., M, N] -> uint8 [..., M, N/32 * 17]: the scale, then 16 bytes whose low nibbles are the elements 0 to
-    15 of the block and whose high nibbles are 16 to 31, where a checkpoint packs neighbours."""
-    numbers = np.stack([weight.blocks & 15, weight.blocks >> 4], axis=-1)  # [..., M, N/32, 16, 2]
-    first, last = np.moveaxis(numbers.reshape(*weight.scales.shape, 2, 16), -2, 0)
-    blocks = np.concatenate([weight.scales[..., None], first | last << 4], axis=-1)
-    return blocks.reshape(*weight.scales.shape[:-1], -1)
-
-
-def gguf_tensors(model, dense):
-    """Yield (name, type, shape, pieces) for each tensor of the file: pieces() yields its bytes, a few MB at a time.
-    `dense` is the type of the dense weights, BF16 or Q8_0."""
-    from gguf import GGMLQuantizationType as Type
-    from gguf import quants
-
-    from gptoss import MXFP4, widen
-
-    def exact(array):
-        return Type.F32, array.shape, lambda: [widen(array)]
-
-    def matrix(array):
-        def pieces():
-            for r in range(0, len(array), 4096):
-                rows = array[r : r + 4096]
-                yield rows if dense == Type.BF16 else quants.quantize(widen(rows), dense)
-        return dense, array.shape, pieces
-
-    def experts(weight, rows):
-        def pieces():
-            for blocks, scales in zip(weight.blocks, weight.scales, strict=True):
-                yield gguf_mxfp4(MXFP4(blocks[rows], scales[rows]))
-        E, M, columns = weight.scales[:, rows].shape
-        return Type.MXFP4, (E, M, columns * 32), pieces
-
-    yield "token_embd.weight", *matrix(model.embedding)
-    yield "output_norm.weight", *exact(model.norm)
-    yield "output.weight", *matrix(model.unembedding)
-    for i, layer in enumerate(model.layers):
-        block = f"blk.{i}."
-        yield block + "attn_norm.weight", *exact(layer.attn_norm)
-        for theirs, ours in (("q", "q"), ("k", "k"), ("v", "v"), ("output", "o")):
-            yield f"{block}attn_{theirs}.weight", *matrix(getattr(layer, f"{ours}_weight"))
-            yield f"{block}attn_{theirs}.bias", *exact(getattr(layer, f"{ours}_bias"))
-        yield block + "attn_sinks.weight", *exact(layer.sinks)
-        yield block + "post_attention_norm.weight", *exact(layer.mlp_norm)
-        yield block + "ffn_gate_inp.weight", *exact(layer.router_weight)
-        yield block + "ffn_gate_inp.bias", *exact(layer.router_bias)
-        even, odd, every = slice(0, None, 2), slice(1, None, 2), slice(None)  # gate and up are interleaved
-        for name, weight, bias, rows in (("gate", layer.gate_up, layer.gate_up_bias, even),
-                                         ("up", layer.gate_up, layer.gate_up_bias, odd),
-                                         ("down", layer.down, layer.down_bias, every)):
-            yield f"{block}ffn_{name}_exps.weight", *experts(weight, rows)
-            yield f"{block}ffn_{name}_exps.bias", *exact(bias[:, rows])
-
-
-def write_gguf(path, directory, config, dense_dtype):
-    """The layers of `config` of the checkpoint in `directory` as a GGUF file for llama.cpp; dense weights BF16 for
-    "bfloat16", Q8_0 for "int8". Raises ValueError where llama.cpp knows no such model or the disk is too small."""
-    from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType
-    from gguf.quants import quant_shape_to_byte_shape
-
-    import gptoss
-    from checkpoint import progress_bar, whole_file
-
-    c, model = config, gptoss.load(directory, backend="numpy")
-    model.layers = model.layers[: c.num_hidden_layers]
-    if c.swiglu_limit != 7:
-        raise ValueError(f"{directory}: swiglu_limit: expected 7, all that llama.cpp knows, found {c.swiglu_limit}")
-    dense = GGMLQuantizationType.BF16 if dense_dtype == "bfloat16" else GGMLQuantizationType.Q8_0
-    tensors = list(gguf_tensors(model, dense))
-    sizes = [prod(quant_shape_to_byte_shape(shape, kind)) for _, kind, shape, _ in tensors]
-    free = shutil.disk_usage(path.parent).free
-    if sum(sizes) > free:
-        raise ValueError(f"{path}: expected room for {sum(sizes) / 1e9:.1f} GB, found {free / 1e9:.1f} GB")
-
-    with whole_file(path) as out, progress_bar() as bar:
-        file = GGUFWriter(out.name, "gpt-oss")  # opens the same file
-        for add, value in (
-            (file.add_vocab_size, c.vocab_size),
-            (file.add_block_count, c.num_hidden_layers),
-            (file.add_context_length, c.max_position_embeddings),
-            (file.add_embedding_length, c.hidden_size),
-            (file.add_feed_forward_length, c.intermediate_size),
-            (file.add_expert_feed_forward_length, c.intermediate_size),
-            (file.add_expert_count, c.num_local_experts),
-            (file.add_expert_used_count, c.num_experts_per_tok),
-            (file.add_head_count, c.num_attention_heads),
-            (file.add_head_count_kv, c.num_key_value_heads),
-            (file.add_key_length, c.head_dim),
-            (file.add_value_length, c.head_dim),
-            (file.add_sliding_window, c.sliding_window),
-            (file.add_sliding_window_pattern, [kind == "sliding_attention" for kind in c.layer_types]),
-            (file.add_layer_norm_rms_eps, c.rms_norm_eps),
-            (file.add_rope_freq_base, c.rope_theta),
-            (file.add_tokenizer_model, "none"),  # token ids go in, logits come out
-        ):
-            add(value)
-        if c.rope_scaling:  # (llama.cpp reads no key for the betas here)
-            file.add_rope_scaling_type(RopeScalingType.YARN)
-            file.add_rope_scaling_factor(c.rope_scaling["factor"])
-            file.add_rope_scaling_orig_ctx_len(c.rope_scaling["original_max_position_embeddings"])
-        for (name, kind, shape, _), size in zip(tensors, sizes, strict=True):
-            file.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=kind)
-        file.write_header_to_file()
-        file.write_kv_data_to_file()
-        file.write_ti_data_to_file()
-        [data] = file.fout
-        file.write_padding(data, data.tell())
-        task = bar.add_task(path.name, total=sum(sizes))
-        for (_, _, _, pieces), size in zip(tensors, sizes, strict=True):
-            for piece in pieces():
-                data.write(np.ascontiguousarray(piece))
-                bar.advance(task, piece.nbytes)
-            file.write_padding(data, size)
-        file.close()
 
 
 def gguf_of(directory, config, dense_dtype):
@@ -410,7 +279,7 @@ def check_same_function(path, config, dense_dtype, others, threads):
 # ---- The command ----------------------------------------------------------------------------------------------------
 
 def benchmark(path, config, dense_dtype, others, threads, prompt, depths, tokens, rounds):
-    """What bench.py prints, as a dict: the medians of `rounds` turns of each program, one after the other."""
+    """What `python -m bench` prints, as a dict: the medians of `rounds` turns of each program, one after the other."""
     bf16 = dense_dtype == "bfloat16"
     programs = {OURS: (gptoss_py, path, dense_dtype)}
     if others:
@@ -471,55 +340,3 @@ def report(results):
         logits = f["logits_difference"]
         print(f"\n{OURS} / {name}: {', '.join(rates)}\nlogits apart by {logits['first_layers']:.1%} "
               f"in the first two layers, by {logits['all_layers']:.1%} in all")
-
-
-def main():
-    parser = argparse.ArgumentParser(description="Measure load, prefill and decode beside the machine's limits.")
-
-    def positive(text):
-        if not text.isdecimal() or int(text) < 1:
-            raise argparse.ArgumentTypeError(f"expected an integer of at least 1, found {text!r}")
-        return int(text)
-
-    parser.add_argument("--checkpoint", metavar="DIR", type=Path, default=HERE / "nano")
-    parser.add_argument("--shape", choices=("20b", "120b"), help="measure a random checkpoint of this shape")
-    parser.add_argument("--layers", type=int, metavar="N", help="with only its first N layers")
-    parser.add_argument("--dense-dtype", choices=("bfloat16", "int8"), default="bfloat16")
-    parser.add_argument("--compare", choices=(MAPPED, REPACKED), nargs="+", default=[],
-                        help="measure llama.cpp by turns: with its weights mapped as stored, or copied and rearranged")
-    parser.add_argument("--prompt", type=positive, default=512, metavar="T", help="tokens to prefill (default: 512)")
-    parser.add_argument("--depth", type=positive, nargs="+", default=[128], metavar="T",
-                        help="tokens before those decoded (default: 128)")
-    parser.add_argument("--tokens", type=positive, default=20, metavar="T", help="tokens to decode at each depth")
-    parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="turns of each program (default: 3)")
-    parser.add_argument("--threads", type=positive, default=available_cores(), metavar="N", help="default: all cores")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    args = parser.parse_args()
-    if args.layers is not None and not args.shape:
-        parser.error("--layers: expected with --shape, found alone")
-    if args.threads > (cores := available_cores()):
-        parser.error(f"--threads: expected at most {cores}, the cores there are, found {args.threads}")
-    if args.compare and not (find_spec("llama_cpp") and find_spec("gguf")):
-        parser.exit(2, f"bench.py: {INSTALL}\n")
-
-    from checkpoint import read_config, shape, write_random
-
-    path = args.checkpoint.resolve()
-    try:
-        if args.shape:
-            config = shape(args.shape, args.layers)
-            path = HERE / f"random-{args.shape}{f'-{args.layers}-layers' if args.layers else ''}"
-            if not (path / "config.json").exists():
-                write_random(path, config, progress=True)
-        config, _ = read_config(path)
-        results = benchmark(path, config, args.dense_dtype, args.compare, args.threads, args.prompt,
-                            sorted(args.depth), args.tokens, args.rounds)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"bench.py: {error}\n")
-    except BrokenProcessPool:
-        parser.exit(2, "bench.py: a measuring process ended before its time (out of memory?)\n")
-    print(json.dumps(results, indent=1)) if args.json else report(results)
-
-
-if __name__ == "__main__":
-    main()

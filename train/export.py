@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from checkpoint import Config, config_json, tensor_table, write_json
-from nano.model import FP4_VALUES, dequantize_mxfp4
+from train.model import FP4_VALUES, dequantize_mxfp4
 
 
 def quantize_mxfp4(weights):
@@ -58,7 +58,7 @@ def tensors(model):
 
 
 def rounded(model):
-    """A state dict for nano.model.GptOss with what the exported tensors say."""
+    """A state dict for train.model.GptOss with what the exported tensors say."""
     stored, out = tensors(model), {}
     for name, value in stored.items():
         if name.endswith("_blocks"):
