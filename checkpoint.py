@@ -1,19 +1,23 @@
-"""Checkpoints of gpt-oss on disk, as published: read without a copy, checked in every detail; and random ones, written.
+"""Checkpoints of gpt-oss on disk, as published: read without a copy, and checked in every detail.
 
 Two layouts hold the same numbers under different names: the Hugging Face one, and `original/`. This file turns either
-into a Config and a table of array views. It knows names, shapes and bytes, and nothing of what a model does with them
-(gptoss.py). Whatever is wrong with a file is said in one sentence: what, where, expected, found.
+into a Config and arrays that are views into the mapped files. It knows names, shapes, bytes and number formats, and
+nothing of what a model does with them (gptoss.py). Whatever is wrong with a file is said in one sentence: where, what
+was expected, what was found.
 
-    N  hidden_size        E  num_local_experts      Q   query heads * head_dim
-    F  intermediate_size  V  vocab_size             KV  key/value heads * head_dim
+    M  rows of a matrix       F  intermediate_size     Q   query heads * head_dim
+    N  hidden_size            V  vocab_size            KV  key/value heads * head_dim
+                              E  num_local_experts
 """
 
 import json
 import math
 import os
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,8 +34,80 @@ def expect(ok, error, where, expected, found):
         raise error(f"{where}: expected {expected}, found {found[:200]}")
 
 
-# ---- Config ---------------------------------------------------------------------------------------------------------
+def expect_number(value, kind, low, high, error, where, found=None):
+    """`value` as an int or a float, whichever `kind` is, if it is such a number from low to high (inf: any)."""
+    noun, digits = ("an integer", "d") if kind is int else ("a number", "g")
+    most = f"of at least {low:{digits}}" if high == math.inf else f"from {low:{digits}} to {high:{digits}}"
+    number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+    expect(number and low <= value <= high and value < math.inf, error, where, f"{noun} {most}", found or repr(value))
+    return kind(value)
 
+
+# ---- Number formats -------------------------------------------------------------------------------------------------
+# NumPy has no bfloat16. A bf16 array is kept as its 16-bit patterns, uint16; the other formats are named tuples.
+
+
+def bf16_to_float32(bits):
+    """bf16 bit patterns (uint16) -> float32, exactly: bf16 is the upper half of a float32. float32 passes through."""
+    return (bits.astype(np.uint32) << 16).view(np.float32) if bits.dtype == np.uint16 else bits
+
+
+def float32_to_bf16(x):
+    """float32 -> bf16 bit patterns (uint16), to the nearest, ties to even."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+class MXFP4(NamedTuple):
+    """Packed weights [..., M, N] (OCP Microscaling v1.0): each 32 neighbours along N share one scale."""
+
+    blocks: np.ndarray  # uint8 [..., M, N/32, 16]: two e2m1 numbers a byte, the even element in the low nibble
+    scales: np.ndarray  # uint8 [..., M, N/32]: e8m0, worth 2^(byte - 127)
+
+
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+# Byte 0 is 2^-127, which float32 has as a subnormal number: a table gets it right, where shifting the byte into the
+# exponent would give 0. Byte 255 is nan.
+E8M0 = np.append(np.ldexp(np.float32(1), np.arange(-127, 128)), np.float32(np.nan))
+
+
+def dequantize(weight):
+    """MXFP4 [..., M, N] -> float32 [..., M, N], exactly."""
+    values = np.stack([E2M1[weight.blocks & 15], E2M1[weight.blocks >> 4]], axis=-1)  # [..., M, N/32, 16, 2]
+    values = values.reshape(*weight.scales.shape, 32) * E8M0[weight.scales][..., None]  # [..., M, N/32, 32]
+    return values.reshape(*weight.scales.shape[:-1], -1)
+
+
+class Int8(NamedTuple):
+    """Weights [M, N] quantized at load: each 32 neighbours along N share one scale (the last block may be shorter)."""
+
+    values: np.ndarray  # int8 [M, N]
+    scales: np.ndarray  # bf16 [M, ceil(N/32)]
+
+
+def quantize_int8(weight):
+    """bf16 [M, N] -> Int8, to the nearest of 255 steps between -max and max of each block."""
+    M, N = weight.shape
+    values, scales = np.empty((M, N), np.int8), np.empty((M, -(-N // 32)), np.uint16)
+    for r in range(0, M, 4096):  # 47 MB of float32 at a time at N = 2880
+        x = bf16_to_float32(weight[r : r + 4096])
+        x = np.pad(x, ((0, 0), (0, -N % 32))).reshape(len(x), -1, 32)
+        scale = float32_to_bf16(np.abs(x).max(-1) / 127)  # at most 0.4% off, so max stays below 127.5 steps
+        scales[r : r + 4096] = scale = np.maximum(scale, 0x0080)  # 2^-126: what is smaller would be coarser
+        steps = np.rint(x / bf16_to_float32(scale)[..., None]).astype(np.int8)
+        values[r : r + 4096] = steps.reshape(len(x), -1)[:, :N]
+    return Int8(values, scales)
+
+
+def to_float32(weight, rows=slice(None)):
+    """These rows of a matrix [M, N], bf16 or Int8, as float32."""
+    if isinstance(weight, Int8):
+        scales = np.repeat(bf16_to_float32(weight.scales[rows]), 32, axis=1)  # [rows, at least N]
+        return weight.values[rows] * scales[:, : weight.values.shape[1]]
+    return bf16_to_float32(weight[rows])
+
+
+# ---- Config ---------------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Config:
@@ -54,6 +130,7 @@ class Config:
     rms_norm_eps: float = 1e-5
     swiglu_limit: float = 7.0
     eos_token_id: tuple = (200002, 199999, 200012)  # <|return|>, <|endoftext|>, <|call|>
+    do_sample: bool = True  # False: the checkpoint wants to be decoded greedily
 
 
 ORIGINAL_KEYS = {  # original/config.json says some things by another name
@@ -64,7 +141,21 @@ ORIGINAL_KEYS = {  # original/config.json says some things by another name
     "rope_ntk_beta": "beta_fast",
     "rope_ntk_alpha": "beta_slow",
 }
-YARN_DEFAULTS = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}  # as transformers fills them in
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim",
+         "num_local_experts", "num_experts_per_tok", "sliding_window")
+NUMBERS = {  # key: kind, lowest, highest, and the default where the key may be missing
+    **{key: (int, 1, 2**31) for key in SIZES},
+    "num_hidden_layers": (int, 1, 1000),
+    "rope_theta": (float, 1 + 1e-6, 1e12),
+    "rms_norm_eps": (float, 0, 1, 1e-5),
+    "swiglu_limit": (float, 1e-6, 1e12, 7.0),
+}
+YARN = {  # defaults as transformers fills them in
+    "factor": (float, 1, 1e6),
+    "original_max_position_embeddings": (int, 1, 2**31),
+    "beta_fast": (float, 1e-6, 1e6, 32.0),
+    "beta_slow": (float, 1e-6, 1e6, 1.0),
+}
 
 
 def read_json(path):
@@ -81,100 +172,75 @@ def read_json(path):
 
 def read_config(directory):
     """The Config of a checkpoint directory in either layout, and the name of that layout, "hf" or "original"."""
+    if not os.path.isdir(directory):
+        raise CheckpointError(f"{directory}: no such directory")
     path = Path(directory) / "config.json"
     raw = read_json(path)
     layout = "hf" if "model_type" in raw or "num_local_experts" in raw else "original"
     written = {} if layout == "hf" else {new: old for old, new in ORIGINAL_KEYS.items()}  # keys as the file has them
 
-    def fail(key, expected, found):
-        raise CheckpointError(f"{path}: {written.get(key, key)}: expected {expected}, found {json.dumps(found)}")
+    def need(ok, key, expected, value):
+        expect(ok, CheckpointError, f"{path}: {written.get(key, key)}", expected, json.dumps(value))
 
-    def number(source, key, kind, low, high, default=None):
-        if key not in source and default is None:
-            raise CheckpointError(f"{path}: {written.get(key, key)}: missing")
-        value = source.get(key, default)
-        fits = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
-        if not (fits and low <= value <= high):
-            expected = f"an integer from {low} to {high}" if kind is int else f"a number from {low:g} to {high:g}"
-            fail(key, expected, value)
-        return kind(value)
+    def numbers(source, table):
+        for key, (kind, low, high, *default) in table.items():
+            value = source.get(key, *default)
+            found = "nothing, the key is missing" if value is None and key not in source else json.dumps(value)
+            yield key, expect_number(value, kind, low, high, CheckpointError, f"{path}: {written.get(key, key)}", found)
 
     if layout == "original":
         raw = {ORIGINAL_KEYS.get(key, key): value for key, value in raw.items()}
-        yarn = raw | {"rope_type": "yarn", "truncate": False}
+        rope = raw | {"rope_type": "yarn", "truncate": False}
     else:
-        if raw.get("model_type") != "gpt_oss":
-            fail("model_type", '"gpt_oss"', raw.get("model_type"))
+        need(raw.get("model_type") == "gpt_oss", "model_type", '"gpt_oss"', raw.get("model_type"))
         quantization = raw.get("quantization_config")
-        if not isinstance(quantization, dict) or quantization.get("quant_method") != "mxfp4":
-            fail("quantization_config", 'quant_method "mxfp4" (experts as published)', quantization)
+        need(isinstance(quantization, dict) and quantization.get("quant_method") == "mxfp4", "quantization_config",
+             'quant_method "mxfp4" (experts as published)', quantization)
         # transformers 5 writes rope_theta and YaRN's numbers together, as rope_parameters
-        yarn = raw.get("rope_parameters") or raw.get("rope_scaling") or {"rope_type": "default"}
-        if not isinstance(yarn, dict):
-            fail("rope_scaling", "an object", yarn)
-        raw = {"rope_theta": yarn.get("rope_theta")} | raw if "rope_theta" in yarn else raw
+        rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {"rope_type": "default"}
+        need(isinstance(rope, dict), "rope_scaling", "an object", rope)
+        raw = {"rope_theta": rope.get("rope_theta")} | raw if "rope_theta" in rope else raw
+    fields, longest = dict(numbers(raw, NUMBERS)), 131072
 
-    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim",
-             "num_local_experts", "num_experts_per_tok", "sliding_window")
-    fields = {key: number(raw, key, int, 1, 2**31) for key in sizes}
-    fields["num_hidden_layers"] = layers = number(raw, "num_hidden_layers", int, 1, 1000)
-    fields["rope_theta"] = number(raw, "rope_theta", float, 1 + 1e-6, 1e12)
-    fields["rms_norm_eps"] = number(raw, "rms_norm_eps", float, 0, 1, default=1e-5)
-    fields["swiglu_limit"] = number(raw, "swiglu_limit", float, 1e-6, 1e12, default=7.0)
-
-    rope_type = yarn.get("rope_type", yarn.get("type"))
+    rope_type = rope.get("rope_type", rope.get("type"))
+    need(rope_type in ("yarn", "default"), "rope_scaling.rope_type", '"yarn"', rope_type)
     if rope_type == "yarn":
-        fields["rope_scaling"] = scaling = YARN_DEFAULTS | {
-            "factor": number(yarn, "factor", float, 1, 1e6),
-            "original_max_position_embeddings": number(yarn, "original_max_position_embeddings", int, 1, 2**31),
-        }
-        for key in ("beta_fast", "beta_slow"):
-            scaling[key] = number(yarn, key, float, 1e-6, 1e6, default=scaling[key])
-        scaling["truncate"] = yarn.get("truncate", True)
-        if not isinstance(scaling["truncate"], bool):
-            fail("truncate", "true or false", scaling["truncate"])
+        fields["rope_scaling"] = scaling = dict(numbers(rope, YARN)) | {"truncate": rope.get("truncate", True)}
+        need(isinstance(scaling["truncate"], bool), "truncate", "true or false", scaling["truncate"])
         longest = int(scaling["factor"] * scaling["original_max_position_embeddings"])
-    elif rope_type == "default":
-        longest = 131072
-    else:
-        fail("rope_scaling.rope_type", '"yarn"', rope_type)
-    fields["max_position_embeddings"] = number(raw, "max_position_embeddings", int, 1, 2**31, default=longest)
+    fields |= numbers(raw, {"max_position_embeddings": (int, 1, 2**31, longest)})
 
-    kinds = ("sliding_attention", "full_attention")
+    kinds, layers = ("sliding_attention", "full_attention"), fields["num_hidden_layers"]
     types = raw.get("layer_types")
-    if types is None:
-        types = [kinds[i % 2] for i in range(layers)]
-    if not isinstance(types, list) or len(types) != layers or any(kind not in kinds for kind in types):
-        fail("layer_types", f"a list of {layers}, each {' or '.join(map(repr, kinds))}", types)
-    fields["layer_types"] = tuple(types)
+    types = [kinds[i % 2] for i in range(layers)] if types is None else types
+    need(isinstance(types, list) and len(types) == layers and all(kind in kinds for kind in types), "layer_types",
+         f"a list of {layers}, each {' or '.join(map(repr, kinds))}", types)
 
-    for key in ("hidden_size", "intermediate_size"):
-        if fields[key] % 32:
-            fail(key, "a multiple of 32, the MXFP4 block", fields[key])
-    if fields["head_dim"] % 2:
-        fail("head_dim", "an even number", fields["head_dim"])
-    if fields["num_attention_heads"] % fields["num_key_value_heads"]:
-        fail("num_attention_heads", f"a multiple of num_key_value_heads ({fields['num_key_value_heads']})",
-             fields["num_attention_heads"])
-    if fields["num_experts_per_tok"] > fields["num_local_experts"]:
-        most = written.get("num_local_experts", "num_local_experts")
-        fail("num_experts_per_tok", f"at most {most} ({fields['num_local_experts']})", fields["num_experts_per_tok"])
+    E = fields["num_local_experts"]
+    for key, fits, expected in (
+        ("hidden_size", lambda n: n % 32 == 0, "a multiple of 32, the MXFP4 block"),
+        ("intermediate_size", lambda n: n % 32 == 0, "a multiple of 32, the MXFP4 block"),
+        ("head_dim", lambda n: n % 2 == 0, "an even number"),
+        ("num_attention_heads", lambda n: n % fields["num_key_value_heads"] == 0,
+         f"a multiple of num_key_value_heads ({fields['num_key_value_heads']})"),
+        ("num_experts_per_tok", lambda n: n <= E, f"at most the number of experts ({E})"),
+    ):
+        need(fits(fields[key]), key, expected, fields[key])
 
     generation = Path(directory) / "generation_config.json"
-    where, source = (generation, read_json(generation)) if generation.exists() else (path, raw)
+    path, source = (generation, read_json(generation)) if generation.exists() else (path, raw)
     if source.get("eos_token_id") is not None:
-        eos = source["eos_token_id"]
-        eos, last = eos if isinstance(eos, list) else [eos], fields["vocab_size"] - 1
-        if not all(type(id) is int and 0 <= id <= last for id in eos):
-            raise CheckpointError(f"{where}: eos_token_id: expected ids from 0 to {last}, found {json.dumps(eos)}")
+        eos, last = source["eos_token_id"], fields["vocab_size"] - 1
+        eos = eos if isinstance(eos, list) else [eos]
+        need(all(type(id) is int and 0 <= id <= last for id in eos), "eos_token_id", f"ids from 0 to {last}", eos)
         fields["eos_token_id"] = tuple(eos)
-    return Config(**fields), layout
+    return Config(**fields, layer_types=tuple(types), do_sample=source.get("do_sample") is not False), layout
 
 
-# ---- Checkpoint -----------------------------------------------------------------------------------------------------
+# ---- Safetensors ----------------------------------------------------------------------------------------------------
 # A safetensors file is eight bytes of length, that much JSON which says where each tensor lies, and the tensors' bytes.
-# NumPy has no bfloat16 and safetensors' own NumPy loader refuses it, so the header is read here; a bf16 tensor is its
-# 16-bit pattern, uint16. Everything is a view into the mapped file: the operating system reads a page when it is used.
+# The library's own NumPy loader refuses bfloat16, so the header is read here. Everything is a view into the
+# mapped file: the operating system reads a page when it is used.
 
 STORED = {"BF16": np.dtype("<u2"), "U8": np.dtype("u1"), "F32": np.dtype("<f4")}
 ITEM_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "BF16": 16, "F16": 16, "I16": 16,
@@ -187,26 +253,22 @@ def map_safetensors(path):
     """{name: (dtype name, shape, bytes as a uint8 view)} of one file; raises CheckpointError where the file contradicts
     itself. Format: github.com/huggingface/safetensors#format."""
 
-    def fail(what):
-        raise CheckpointError(f"{path}: {what}")
+    def need(ok, expected, found, name=None):
+        expect(ok, CheckpointError, f"{path}: {name}" if name else path, expected, found)
 
     try:
         size = path.stat().st_size
-        if size < 8:
-            fail(f"expected a safetensors file, found {size} bytes")
+        need(size >= 8, "a safetensors file", f"{size} bytes")
         data = np.asarray(np.memmap(path, np.uint8, mode="r"))  # (views of a memmap are slower to make and to pass on)
     except OSError as error:
-        fail(f"cannot be read ({error.strerror or error})")
-    header_size = int.from_bytes(data[:8].tobytes(), "little")
-    if header_size > min(size - 8, MAX_HEADER):
-        most = f"only {size - 8} follow its length" if header_size > size - 8 else f"the format allows {MAX_HEADER}"
-        fail(f"the header should have {header_size} bytes, but {most}")
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
+    header_size, most = int.from_bytes(data[:8].tobytes(), "little"), min(size - 8, MAX_HEADER)
+    need(header_size <= most, f"a header of at most {most} bytes", f"one of {header_size} (a file cut short?)")
     try:
         header = json.loads(data[8 : 8 + header_size].tobytes())
     except (ValueError, RecursionError):
         header = None
-    if not isinstance(header, dict):
-        fail("the header is not a JSON object")
+    need(isinstance(header, dict), "a header that is a JSON object", "something else")
     header.pop("__metadata__", None)
     data = data[8 + header_size :]
 
@@ -218,21 +280,17 @@ def map_safetensors(path):
             valid = all(type(n) is int and 0 <= n < 2**63 for n in (*shape, begin, end)) and begin <= end
         except (TypeError, KeyError, ValueError):
             valid = False
-        if not valid or len(shape) > 8:
-            fail(f"{name}: expected a dtype, a shape and data_offsets in the header, found {json.dumps(entry)[:200]}")
-        if end > len(data):
-            fail(f"{name}: its bytes {begin} to {end} lie outside the {len(data)} bytes of data (a file cut short?)")
-        if end - begin != math.prod(shape) * bits // 8:
-            fail(f"{name}: {dtype} {list(shape)} needs {math.prod(shape) * bits // 8} bytes, found {end - begin}")
+        need(valid and len(shape) <= 8, "a dtype, a shape and data_offsets in the header", entry, name)
+        need(end <= len(data), f"its end within the {len(data)} bytes of data", f"{end} (a file cut short?)", name)
+        size = math.prod(shape) * bits // 8
+        need(end - begin == size, f"{size} bytes for {dtype} {list(shape)}", f"{end - begin}", name)
         tensors[name] = dtype, shape, data[begin:end]
         spans.append((begin, end, name))
     position = 0
     for begin, end, name in sorted(spans):
-        if begin != position:
-            fail(f"{name}: expected its bytes to begin at {position}, found {begin} (tensors overlap or leave a gap)")
+        need(begin == position, f"its bytes to begin at {position}", f"{begin} (tensors overlap or leave a gap)", name)
         position = end
-    if position != len(data):
-        fail(f"expected {position} bytes of tensors, found {len(data)}")
+    need(position == len(data), f"{position} bytes of tensors", f"{len(data)}")
     return tensors
 
 
@@ -244,12 +302,12 @@ class Checkpoint:
         index = directory / "model.safetensors.index.json"
         if index.exists():
             where = read_json(index).get("weight_map")
-            if not isinstance(where, dict) or not all(isinstance(file, str) for file in where.values()):
-                raise CheckpointError(f"{index}: weight_map: expected an object of tensor and file names")
+            names = isinstance(where, dict) and all(isinstance(file, str) for file in where.values())
+            expect(names, CheckpointError, f"{index}: weight_map", "an object of tensor and file names", where)
             files = sorted(set(where.values()))
             for file in files:
-                if Path(file).name != file or "\\" in file or not file.endswith(".safetensors"):
-                    raise CheckpointError(f"{index}: expected names of .safetensors files beside it, found {file!r}")
+                beside = Path(file).name == file and "\\" not in file and file.endswith(".safetensors")
+                expect(beside, CheckpointError, index, "names of .safetensors files beside it", repr(file))
                 if not os.path.isfile(directory / file):  # (Path.is_file raises where a name is too long)
                     raise CheckpointError(f"{index}: {file}: no such file (a shard is missing)")
         else:
@@ -273,34 +331,35 @@ class Checkpoint:
         if name not in self.tensors:
             raise CheckpointError(f"{self.directory}: {name}: missing")
         file, found_dtype, found_shape, data = self.tensors[name]
-        if (found_dtype, found_shape) != (dtype, shape):
-            found = f"{found_dtype} {list(found_shape)}"
-            raise CheckpointError(f"{file}: {name}: expected {dtype} {list(shape)}, found {found}")
+        expect((found_dtype, found_shape) == (dtype, shape), CheckpointError, f"{file}: {name}",
+               f"{dtype} {list(shape)}", f"{found_dtype} {list(found_shape)}")
         array = data.view(STORED[dtype]).reshape(shape)
         return array if array.flags.aligned else array.copy()  # an odd header length; never so in published files
 
+
+# ---- The tensors of a model -----------------------------------------------------------------------------------------
 
 def tensor_table(config, layout):
     """{tensor name: (field, layer or None, dtype, shape)}: what a checkpoint must hold, in the order of use."""
     c = config
     N, F, E = c.hidden_size, c.intermediate_size, c.num_local_experts
     Q, KV = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    hf = layout == "hf"
     top = [  # field, name in the HF layout, name in original/, dtype, shape
         ("embedding", "model.embed_tokens.weight", "embedding.weight", "BF16", (c.vocab_size, N)),
         ("norm", "model.norm.weight", "norm.scale", "BF16", (N,)),
         ("unembedding", "lm_head.weight", "unembedding.weight", "BF16", (c.vocab_size, N)),
     ]
-    separate = [
-        (f"{x}_{part}", f"self_attn.{x}_proj.{part}", None, "BF16", (rows, N) if part == "weight" else (rows,))
-        for part in ("weight", "bias") for x, rows in (("q", Q), ("k", KV), ("v", KV))
-    ]
-    fused = [("qkv_weight", None, "attn.qkv.weight", "BF16", (Q + 2 * KV, N)),
-             ("qkv_bias", None, "attn.qkv.bias", "BF16", (Q + 2 * KV,))]
     experts = "mlp.experts."
     block = [
         ("attn_norm", "input_layernorm.weight", "attn.norm.scale", "BF16", (N,)),
-        *(separate if hf else fused),
+        ("q_weight", "self_attn.q_proj.weight", None, "BF16", (Q, N)),
+        ("k_weight", "self_attn.k_proj.weight", None, "BF16", (KV, N)),
+        ("v_weight", "self_attn.v_proj.weight", None, "BF16", (KV, N)),
+        ("qkv_weight", None, "attn.qkv.weight", "BF16", (Q + 2 * KV, N)),
+        ("q_bias", "self_attn.q_proj.bias", None, "BF16", (Q,)),
+        ("k_bias", "self_attn.k_proj.bias", None, "BF16", (KV,)),
+        ("v_bias", "self_attn.v_proj.bias", None, "BF16", (KV,)),
+        ("qkv_bias", None, "attn.qkv.bias", "BF16", (Q + 2 * KV,)),
         ("sinks", "self_attn.sinks", "attn.sinks", "BF16", (c.num_attention_heads,)),
         ("o_weight", "self_attn.o_proj.weight", "attn.out.weight", "BF16", (N, Q)),
         ("o_bias", "self_attn.o_proj.bias", "attn.out.bias", "BF16", (N,)),
@@ -314,37 +373,28 @@ def tensor_table(config, layout):
         ("down_scales", experts + "down_proj_scales", "mlp.mlp2_weight.scales", "U8", (E, N, F // 32)),
         ("down_bias", experts + "down_proj_bias", "mlp.mlp2_bias", "BF16", (E, N)),
     ]
-    name = 1 if hf else 2
-    prefix = "model.layers" if hf else "block"
-    return {row[name]: (row[0], None, *row[3:]) for row in top} | {
-        f"{prefix}.{i}.{row[name]}": (row[0], i, *row[3:]) for i in range(c.num_hidden_layers) for row in block
-    }
+    name, prefix = (1, "model.layers") if layout == "hf" else (2, "block")
+    table = {row[name]: (row[0], None, *row[3:]) for row in top}
+    for i in range(c.num_hidden_layers):
+        table |= {f"{prefix}.{i}.{row[name]}": (row[0], i, *row[3:]) for row in block if row[name]}
+    return table
 
 
-# ---- Writing ---------------------------------------------------------------------------------------------------------
+def read_tensors(directory, config, layout):
+    """The tensors of a checkpoint as {field: array}: of the model, and of each layer in a list. Either layout gives
+    the same fields, those of gptoss.Layer, with blocks and scales of MXFP4 apart."""
+    checkpoint, top, layers = Checkpoint(directory), {}, [{} for _ in range(config.num_hidden_layers)]
+    for name, (field, i, dtype, shape) in tensor_table(config, layout).items():
+        (top if i is None else layers[i])[field] = checkpoint.view(name, dtype, shape)
+    Q, KV = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    for layer in layers if layout == "original" else ():  # q, k and v are one tensor there
+        for part in ("weight", "bias"):  # a row slice of a view is a view
+            split = np.split(layer.pop(f"qkv_{part}"), [Q, Q + KV])
+            layer |= dict(zip((f"q_{part}", f"k_{part}", f"v_{part}"), split, strict=True))
+    return top, layers
 
 
-def config_json(config, layout):
-    """The config.json of `config` in either layout, as a dict."""
-    fields = asdict(config) | {"layer_types": list(config.layer_types)}
-    scaling = fields.pop("rope_scaling")
-    eos = list(fields.pop("eos_token_id"))
-    if layout == "hf":
-        return fields | {
-            "architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "attention_bias": True,
-            "tie_word_embeddings": False, "eos_token_id": eos[0],
-            "rope_scaling": scaling and {"rope_type": "yarn"} | scaling,
-            "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": [
-                "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]},
-        }
-    if scaling is None or scaling["truncate"]:
-        raise ValueError("the original/ layout has no way to say rope_scaling None or truncate true")
-    both = fields | scaling
-    theirs = {old: both[new] for old, new in ORIGINAL_KEYS.items()}
-    same = ("num_hidden_layers", "vocab_size", "hidden_size", "intermediate_size", "swiglu_limit", "head_dim",
-            "num_attention_heads", "num_key_value_heads", "sliding_window", "rope_theta")
-    return {key: fields[key] for key in same} | theirs
-
+# ---- Writing --------------------------------------------------------------------------------------------------------
 
 @contextmanager
 def atomic_write(path):

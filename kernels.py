@@ -262,8 +262,8 @@ def narrow_compiled(array, x):
 
 
 @jit
-def write(kv, k, v):
-    """kv [2, G, T, D], a part of the cache, becomes k and v [T, G, D]. See gptoss.write."""
+def store_kv(kv, k, v):
+    """kv [2, G, T, D], a part of the cache, becomes k and v [T, G, D]. See gptoss.store_kv."""
     _, G, T, D = kv.shape
     for t in range(T):
         for g in range(G):

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import mxfp4  # noqa: E402
 from bench import machine  # noqa: E402
-from gptoss import E2M1, MXFP4, dequantize, widen  # noqa: E402
+from checkpoint import E2M1, MXFP4, bf16_to_float32, dequantize  # noqa: E402
 from kernels import stream_bf16  # noqa: E402
 from mxfp4 import dot_mxfp4, multiply_mxfp4, rounded_to_int16  # noqa: E402
 from simd import (  # noqa: E402

@@ -13,12 +13,12 @@ import json
 import math
 import shutil
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
-from checkpoint import STORED, CheckpointError, Config, atomic_write, config_json, expect, tensor_table, write_json
+from checkpoint import ORIGINAL_KEYS, STORED, CheckpointError, Config, atomic_write, expect, tensor_table, write_json
 
 OFFICIAL = Config(
     vocab_size=201088, hidden_size=2880, intermediate_size=2880, num_hidden_layers=24, num_attention_heads=64,
@@ -41,6 +41,28 @@ def named_config(name, layers=None):
     most = config.num_hidden_layers
     expect(1 <= layers <= most, CheckpointError, "layers", f"1 to {most}", layers)
     return replace(config, num_hidden_layers=layers, layer_types=config.layer_types[:layers])
+
+
+def config_json(config, layout):
+    """The config.json of `config` in either layout, as a dict."""
+    fields = asdict(config) | {"layer_types": list(config.layer_types)}
+    scaling = fields.pop("rope_scaling")
+    eos, _ = list(fields.pop("eos_token_id")), fields.pop("do_sample")  # that is generation_config.json's
+    if layout == "hf":
+        return fields | {
+            "architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "attention_bias": True,
+            "tie_word_embeddings": False, "eos_token_id": eos[0],
+            "rope_scaling": scaling and {"rope_type": "yarn"} | scaling,
+            "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": [
+                "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]},
+        }
+    if scaling is None or scaling["truncate"]:
+        raise ValueError("the original/ layout has no way to say rope_scaling None or truncate true")
+    both = fields | scaling
+    theirs = {old: both[new] for old, new in ORIGINAL_KEYS.items()}
+    same = ("num_hidden_layers", "vocab_size", "hidden_size", "intermediate_size", "swiglu_limit", "head_dim",
+            "num_attention_heads", "num_key_value_heads", "sliding_window", "rope_theta")
+    return {key: fields[key] for key in same} | theirs
 
 
 def random_rows(rng, field, shape, rows):
@@ -102,7 +124,8 @@ def write_random(directory, config, layout="hf", *, seed=0, shards=1, progress=F
         where = {name: file for file, group in zip(files, groups, strict=True) for name in group}
         write_json(directory / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
     if layout == "hf":
-        write_json(directory / "generation_config.json", {"eos_token_id": list(config.eos_token_id)})
+        write_json(directory / "generation_config.json", {
+            "eos_token_id": list(config.eos_token_id), "do_sample": config.do_sample})
     write_json(directory / "config.json", config_json(config, layout))
 
 

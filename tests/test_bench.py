@@ -16,8 +16,8 @@ from test_checkpoint import SMALL
 import bench
 import checkpoint
 import gptoss
-from checkpoint import write_random
-from gptoss import dequantize, widen
+from bench.random_checkpoint import write_random
+from gptoss import bf16_to_float32, dequantize
 
 Q8 = replace(SMALL, head_dim=32, num_attention_heads=9, num_key_value_heads=1)  # Q 288: rows are whole blocks of 32
 DENSE = ("token_embd.weight", "output.weight", "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight")
@@ -35,21 +35,21 @@ def written(tmp_path_factory):
 
 def expected_tensors(model):
     """{name in the GGUF file: float32 array}, from the model's own arrays."""
-    tensors = {"token_embd.weight": widen(model.embedding), "output_norm.weight": widen(model.norm),
-               "output.weight": widen(model.unembedding)}
+    tensors = {"token_embd.weight": bf16_to_float32(model.embedding), "output_norm.weight": bf16_to_float32(model.norm),
+               "output.weight": bf16_to_float32(model.unembedding)}
     for i, layer in enumerate(model.layers):
-        gate_up, bias = dequantize(layer.gate_up), widen(layer.gate_up_bias)
+        gate_up, bias = dequantize(layer.gate_up), bf16_to_float32(layer.gate_up_bias)
         found = {
-            "attn_norm.weight": widen(layer.attn_norm), "post_attention_norm.weight": widen(layer.mlp_norm),
-            "attn_sinks.weight": widen(layer.sinks),
-            "attn_q.weight": widen(layer.q_weight), "attn_q.bias": widen(layer.q_bias),
-            "attn_k.weight": widen(layer.k_weight), "attn_k.bias": widen(layer.k_bias),
-            "attn_v.weight": widen(layer.v_weight), "attn_v.bias": widen(layer.v_bias),
-            "attn_output.weight": widen(layer.o_weight), "attn_output.bias": widen(layer.o_bias),
-            "ffn_gate_inp.weight": widen(layer.router_weight), "ffn_gate_inp.bias": widen(layer.router_bias),
+            "attn_norm.weight": bf16_to_float32(layer.attn_norm), "post_attention_norm.weight": bf16_to_float32(layer.mlp_norm),
+            "attn_sinks.weight": bf16_to_float32(layer.sinks),
+            "attn_q.weight": bf16_to_float32(layer.q_weight), "attn_q.bias": bf16_to_float32(layer.q_bias),
+            "attn_k.weight": bf16_to_float32(layer.k_weight), "attn_k.bias": bf16_to_float32(layer.k_bias),
+            "attn_v.weight": bf16_to_float32(layer.v_weight), "attn_v.bias": bf16_to_float32(layer.v_bias),
+            "attn_output.weight": bf16_to_float32(layer.o_weight), "attn_output.bias": bf16_to_float32(layer.o_bias),
+            "ffn_gate_inp.weight": bf16_to_float32(layer.router_weight), "ffn_gate_inp.bias": bf16_to_float32(layer.router_bias),
             "ffn_gate_exps.weight": gate_up[:, 0::2], "ffn_gate_exps.bias": bias[:, 0::2],
             "ffn_up_exps.weight": gate_up[:, 1::2], "ffn_up_exps.bias": bias[:, 1::2],
-            "ffn_down_exps.weight": dequantize(layer.down), "ffn_down_exps.bias": widen(layer.down_bias),
+            "ffn_down_exps.weight": dequantize(layer.down), "ffn_down_exps.bias": bf16_to_float32(layer.down_bias),
         }
         tensors |= {f"blk.{i}.{name}": array for name, array in found.items()}
     return tensors
@@ -192,8 +192,8 @@ def test_the_bound_lets_rounding_pass_and_nothing_else(tmp_path):
                 t, slot = np.nonzero(chosen == e)
                 up = dequantize(gptoss.MXFP4(layer.gate_up.blocks[e], layer.gate_up.scales[e]))
                 down = dequantize(gptoss.MXFP4(layer.down.blocks[e], layer.down.scales[e]))
-                h = ops.swiglu(round_input(x[t]) @ up.T + widen(layer.gate_up_bias[e]), limit)
-                y[t] += weights[t, slot, None] * (round_input(h) @ down.T + widen(layer.down_bias[e]))
+                h = ops.swiglu(round_input(x[t]) @ up.T + bf16_to_float32(layer.gate_up_bias[e]), limit)
+                y[t] += weights[t, slot, None] * (round_input(h) @ down.T + bf16_to_float32(layer.down_bias[e]))
             return y
 
         ours = {"linear": lambda x, *rest: ops.linear(round_input(x), *rest), "experts": experts}

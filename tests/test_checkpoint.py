@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 
 import checkpoint
 import gptoss
-from checkpoint import SHAPES, Checkpoint, CheckpointError, Config, read_config, tensor_table, write_random
+from bench import random_checkpoint
+from bench.random_checkpoint import SHAPES, write_random
+from checkpoint import Checkpoint, CheckpointError, Config, read_config, tensor_table
 
 YARN = {"factor": 8.0, "beta_fast": 16.0, "beta_slow": 2.0, "original_max_position_embeddings": 5, "truncate": False}
 SMALL = Config(  # no two dimensions equal: N 96, F 64, Q 60, KV 20, E 5, V 203
@@ -546,7 +548,7 @@ def test_all_bf16_patterns_as_that_library_writes_them(tmp_path):
     assert np.array_equal(found.view("all", "BF16", (2**10, 2**6)), bits)
     assert np.array_equal(found.view("odd", "U8", (7,)), np.arange(7))
     theirs = tensors["all"].float().numpy()
-    assert np.array_equal(gptoss.widen(found.view("all", "BF16", bits.shape)).view(np.uint32), theirs.view(np.uint32))
+    assert np.array_equal(gptoss.bf16_to_float32(found.view("all", "BF16", bits.shape)).view(np.uint32), theirs.view(np.uint32))
 
 
 def test_header_of_odd_length(written, copy):
@@ -598,7 +600,7 @@ def test_rope_parameters_as_transformers_writes_them(copy):
     from transformers import GptOssConfig
     directory = copy("hf")
     before = read_config(directory)
-    fields = checkpoint.config_json(SMALL, "hf")
+    fields = random_checkpoint.config_json(SMALL, "hf")
     scaling = fields.pop("rope_scaling")
     del fields["architectures"]
     GptOssConfig(**fields | {"rope_parameters": scaling | {"rope_theta": fields.pop("rope_theta")}}

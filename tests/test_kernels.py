@@ -22,7 +22,7 @@ import gptoss
 import kernels
 import mxfp4
 import simd
-from gptoss import MXFP4, dequantize, quantize_int8, round_to_bf16
+from gptoss import MXFP4, dequantize, float32_to_bf16, quantize_int8
 from kernels import FEW, FEW_MXFP4, KEYS
 from mxfp4 import MANY, place
 
@@ -49,7 +49,7 @@ def normal(rng, *shape):
 
 
 def bf16(rng, *shape):
-    return frozen(round_to_bf16(normal(rng, *shape)))
+    return frozen(float32_to_bf16(normal(rng, *shape)))
 
 
 def packed(rng, *shape, low=118, high=124):
@@ -72,7 +72,7 @@ def test_widen():
     bits = np.arange(2**16, dtype=np.uint16)
     out = np.empty(2**16, np.float32)
     widen_all(bits, out)
-    assert np.array_equal(out.view(np.uint32), gptoss.widen(bits).view(np.uint32))  # every pattern, nan's too
+    assert np.array_equal(out.view(np.uint32), gptoss.bf16_to_float32(bits).view(np.uint32))  # every pattern, nan's too
     widen_all(out, again := np.empty_like(out))
     assert np.array_equal(again.view(np.uint32), out.view(np.uint32))
 
@@ -165,7 +165,7 @@ def test_multiply_mxfp4(B):
         mxfp4.multiply_mxfp4(workers, *rounded_x, tokens, groups, *w, bias, np.float32(7), y)
         for e, first, last in groups:
             exact = x[tokens[first:last]].astype(np.float64) @ dequantize(MXFP4(*(part[e] for part in w))).T
-            exact += gptoss.widen(bias[e])
+            exact += gptoss.bf16_to_float32(bias[e])
             close(y[first:last], exact.astype(np.float32), 5e-5)  # of the rounding, see TOLERANCE
 
 
@@ -206,9 +206,9 @@ def test_widen_rows(M, row, B):
         return tile.reshape(N, 16).T
 
     weight = bf16(rng, M, N)
-    assert np.array_equal(widened(weight, kernels.NONE), gptoss.widen(weight)[row : row + 16])
+    assert np.array_equal(widened(weight, kernels.NONE), gptoss.bf16_to_float32(weight)[row : row + 16])
     weight = quantize_int8(weight)
-    expected = weight.values * np.repeat(gptoss.widen(weight.scales), 32, axis=1)
+    expected = weight.values * np.repeat(gptoss.bf16_to_float32(weight.scales), 32, axis=1)
     assert np.array_equal(widened(*weight), expected[row : row + 16])
 
 
@@ -217,10 +217,10 @@ def test_widen_rows_that_are_not_there():
     weight, tile = bf16(np.random.default_rng(0), 19, 75), np.empty(16 * 75, np.float32)
     rows = [16, 17, *[18] * 14]
     widen_rows(weight, kernels.NONE, 16, tile)
-    assert np.array_equal(tile.reshape(75, 16).T, gptoss.widen(weight)[rows])
+    assert np.array_equal(tile.reshape(75, 16).T, gptoss.bf16_to_float32(weight)[rows])
     weight = quantize_int8(weight)
     assert weight.scales.shape == (19, 3)
-    expected = weight.values * np.repeat(gptoss.widen(weight.scales), 32, axis=1)[:, :75]
+    expected = weight.values * np.repeat(gptoss.bf16_to_float32(weight.scales), 32, axis=1)[:, :75]
     widen_rows(*weight, 16, tile)
     assert np.array_equal(tile.reshape(75, 16).T, expected[rows])
 
@@ -330,7 +330,7 @@ def test_linear(M, N):
         for w in (weight, quantize_int8(weight)):
             found, expected = kernels.linear(x, w, b), gptoss.linear(x, w, b)
             # A result of a few numbers may be small by chance where its terms are not: the norm of the terms then.
-            terms = np.linalg.norm(np.linalg.norm(x, axis=1)[:, None] * np.linalg.norm(gptoss.widen(weight), axis=1))
+            terms = np.linalg.norm(np.linalg.norm(x, axis=1)[:, None] * np.linalg.norm(gptoss.bf16_to_float32(weight), axis=1))
             close(found, expected, 2 * np.sqrt(N + 1) * U * max(1, terms / np.linalg.norm(expected)))
 
 
@@ -339,12 +339,12 @@ def test_linear_in_integers_is_exact(M, N):
     """Sums of integers below 2^24: any order gives the same bits, so a missing or doubled term cannot hide."""
     rng = np.random.default_rng(N)
     integers = rng.integers(-7, 8, (M, N)).astype(np.float32)
-    weight, bias = frozen(round_to_bf16(integers)), frozen(round_to_bf16(rng.integers(-9, 9, M).astype(np.float32)))
+    weight, bias = frozen(float32_to_bf16(integers)), frozen(float32_to_bf16(rng.integers(-9, 9, M).astype(np.float32)))
     scales = np.ldexp(np.float32(1), rng.integers(-2, 3, (M, -(-N // 32)))).astype(np.float32)
-    quantized = gptoss.Int8(integers.astype(np.int8), round_to_bf16(scales))
+    quantized = gptoss.Int8(integers.astype(np.int8), float32_to_bf16(scales))
     for T in TOKENS:
         x = rng.integers(-60, 61, (T, N)).astype(np.float32)
-        exact = x.astype(np.float64) @ integers.T + gptoss.widen(bias)
+        exact = x.astype(np.float64) @ integers.T + gptoss.bf16_to_float32(bias)
         assert np.array_equal(kernels.linear(x, weight, bias), exact)
         assert np.array_equal(gptoss.linear(x, weight, bias), exact)
         exact = x.astype(np.float64) @ (integers * np.repeat(scales, 32, axis=1)[:, :N]).T
@@ -357,8 +357,8 @@ def test_linear_at_the_edges_of_tiles():
     rng, N = np.random.default_rng(3), 40
     for M, T in itertools.product((1, 15, 16, 17, 31, 32, 33, 100), range(FEW + 1, FEW + 5)):
         weight, x = rng.integers(-7, 8, (M, N)).astype(np.float32), rng.integers(-9, 9, (T, N)).astype(np.float32)
-        assert np.array_equal(kernels.linear(x, frozen(round_to_bf16(weight))), x @ weight.T)
-        ones = round_to_bf16(np.ones((M, 2)))
+        assert np.array_equal(kernels.linear(x, frozen(float32_to_bf16(weight))), x @ weight.T)
+        ones = float32_to_bf16(np.ones((M, 2)))
         assert np.array_equal(kernels.linear(x, gptoss.Int8(weight.astype(np.int8), ones)), x @ weight.T)
 
 
@@ -385,7 +385,7 @@ def test_rms_norm(T, N):
     rng = np.random.default_rng(N)
     x, weight = normal(rng, T, N), bf16(rng, N)
     x[-1] *= 1e-4  # where eps counts
-    for w in (weight, gptoss.widen(weight)):
+    for w in (weight, gptoss.bf16_to_float32(weight)):
         found, expected = (o.rms_norm(x, w, 1e-5) for o in (kernels, gptoss))
         close(found, expected, (np.sqrt(N) + 4) * U)
     assert not kernels.rms_norm(np.zeros((1, N), np.float32), weight, 1e-5).any()
@@ -543,10 +543,10 @@ def test_experts_do_not_hide_nan(T, path):
 def attention_case(rng, T, S, H, G, D, window, *, dtype="bfloat16", size=1.0, sinks=None):
     q, k, v = size * normal(rng, T, H, D), normal(rng, G, S, D), normal(rng, G, S, D)
     if dtype == "bfloat16":
-        k, v = round_to_bf16(k), round_to_bf16(v)
-    sinks = bf16(rng, H) if sinks is None else frozen(round_to_bf16(np.float32(sinks)))
+        k, v = float32_to_bf16(k), float32_to_bf16(v)
+    sinks = bf16(rng, H) if sinks is None else frozen(float32_to_bf16(np.float32(sinks)))
     found, expected = (o.attention(q, k, v, sinks, window) for o in (kernels, gptoss))
-    scores = np.einsum("tgrd,gsd->tgrs", q.reshape(T, G, H // G, D), gptoss.widen(k)) / np.sqrt(D)
+    scores = np.einsum("tgrd,gsd->tgrs", q.reshape(T, G, H // G, D), gptoss.bf16_to_float32(k)) / np.sqrt(D)
     close(found, expected, 2 * U * (max(1, np.abs(scores).max()) * np.sqrt(D) + np.sqrt(S)))
     return found
 
@@ -664,7 +664,7 @@ def all_operations():
         results[f"linear, bf16, {T}"] = kernels.linear(x, weight)
         results[f"linear, int8, {T}"] = kernels.linear(x, quantize_int8(weight))
         results[f"experts, {T}"] = kernels.experts(x, chosen, weights, layer, 7.0)
-        q, k, v = normal(rng, T, 6, 10), round_to_bf16(normal(rng, 2, 80, 10)), round_to_bf16(normal(rng, 2, 80, 10))
+        q, k, v = normal(rng, T, 6, 10), float32_to_bf16(normal(rng, 2, 80, 10)), float32_to_bf16(normal(rng, 2, 80, 10))
         results[f"attention, {T}"] = kernels.attention(q, k, v, sinks, 50)
     return results
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from checkpoint import Config, config_json, tensor_table, write_json
+from bench.random_checkpoint import config_json
+from checkpoint import Config, tensor_table, write_json
 from train.model import FP4_VALUES, dequantize_mxfp4
 
 
