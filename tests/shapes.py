@@ -1,5 +1,5 @@
-"""Small shapes for tests. No two dimensions are equal, so that a swapped axis cannot hide. The windows are 4 and 5, with
-sequences over three times as long, and one has the real window of 128."""
+"""Small shapes for tests. No two dimensions are equal, so that a swapped axis cannot hide. Windows are 4 and 5, with
+sequences over three times as long, and one is the real window of 128."""
 
 from dataclasses import replace
 

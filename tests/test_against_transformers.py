@@ -159,6 +159,29 @@ def test_rope_frequencies_equal_transformers(truncate):
 
 
 @pytest.mark.parametrize("backend", TOLERANCE)
+def test_positions_near_the_end_of_the_context(backend, tmp_path):
+    """Positions around 131,000, where an angle is known to 131,000 * 2^-24 = 0.008 only: so transformers gets our
+    frequencies, to make the same roundings. In three sliding layers with a window of 5 a token depends on the 12
+    before it. From the 13th on it is all the same what the slots before hold, and that transformers has none there."""
+    W, first, T = SMALL.sliding_window, 130_985, 30
+    config = replace(SMALL, layer_types=(S, S, S), max_position_embeddings=131_072)
+    write_random(tmp_path, config, seed=8)
+    model, tokens = gptoss.load(tmp_path, backend=backend), np.random.default_rng(2).integers(0, config.vocab_size, T)
+    cache = model.new_cache("float32")
+    cache.layers = [np.zeros((2, 2, 131_073, config.head_dim), np.float32) for _ in config.layer_types]
+    cache.length = first
+    found = model(tokens, cache)[3 * (W - 1) :]
+    reference = GptOssForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager").eval()
+    reference.model.rotary_emb.inv_freq = torch.tensor(model.frequencies)
+    with torch.no_grad():
+        positions = torch.arange(first, first + T)[None]
+        expected = reference(torch.tensor(tokens)[None], position_ids=positions).logits[0, 3 * (W - 1) :].numpy()
+        elsewhere = reference(torch.tensor(tokens)[None], position_ids=positions % 1000).logits[0, 3 * (W - 1) :].numpy()
+    assert np.abs(found - expected).max() <= TOLERANCE[backend]
+    assert np.abs(found - elsewhere).max() > 0.1  # a wrong position would show
+
+
+@pytest.mark.parametrize("backend", TOLERANCE)
 def test_greedy_generation_equals_transformers(case, backend):
     model = gptoss.load(case.paths["hf"], backend=backend)
     prompt, n = case.tokens[:11], 12
