@@ -16,16 +16,19 @@ assistant thinks on channel "analysis", calls tools on "commentary" and answers 
 
 A mistake here fails silently: one token other than in training, and the model is a little worse. So `render` equals
 openai-harmony 0.0.8, the Rust library that gpt-oss was published with, token for token, its oddities included, and
-the tests hold the two side by side. This file refuses to know a model, and to guess what a model meant: chat.py does.
+the tests hold the two side by side. This file does not know a model, and it does not guess what a model meant:
+conversation.py does both.
 Format: https://cookbook.openai.com/articles/openai-harmony
 """
+
 import re
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import KW_ONLY, dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, get_type_hints
 
+from checkpoint import expect
 from schema import typescript
 from tokenizer import Tokenizer, TokenizerError
 
@@ -37,12 +40,7 @@ class HarmonyError(ValueError):
     """A conversation that cannot be rendered, or tokens that do not form messages."""
 
 
-def _need(ok: bool, where: str, expected: str, found: Any) -> None:
-    if not ok:
-        raise HarmonyError(f"{where}: expected {expected}, found {found!r}")
-
-
-# ---- What a conversation is made of ------------------------------------------------------------------------------
+# ---- What a conversation is made of ---------------------------------------------------------------------------------
 
 @dataclass
 class Function:
@@ -86,54 +84,13 @@ class Message:
     `name`: the author's; for role "tool" it is the tool's ("functions.weather") and stands in place of the role."""
     role: str
     content: str | list | tuple
-    _: KW_ONLY
-    name: str | None = None
-    channel: str | None = None
-    recipient: str | None = None
-    content_type: str | None = None
+    name: str | None = field(default=None, kw_only=True)
+    channel: str | None = field(default=None, kw_only=True)
+    recipient: str | None = field(default=None, kw_only=True)
+    content_type: str | None = field(default=None, kw_only=True)
 
 
-BROWSER = Namespace("browser", """\
-Tool for browsing.
-The `cursor` appears in brackets before each browsing display: `[{cursor}]`.
-Cite information from the tool using the following format:
-`【{cursor}†L{line_start}(-L{line_end})?】`, for example: `【6†L9-L11】` or `【8†L3】`.
-Do not quote more than 10 words directly from the tool output.
-sources=web (default: web)""", (
-    Function("search", "Searches for information related to `query` and displays `topn` results.", {
-        "type": "object",
-        "properties": {"query": {"type": "string"}, "topn": {"type": "number", "default": 10},
-                       "source": {"type": "string"}},
-        "required": ["query"]}),
-    Function("open", """\
-Opens the link `id` from the page indicated by `cursor` starting at line number `loc`, showing `num_lines` lines.
-Valid link ids are displayed with the formatting: `【{id}†.*】`.
-If `cursor` is not provided, the most recent page is implied.
-If `id` is a string, it is treated as a fully qualified URL associated with `source`.
-If `loc` is not provided, the viewport will be positioned at the beginning of the document or centered on the most \
-relevant passage, if available.
-Use this function without `id` to scroll to a new location of an opened page.""", {
-        "type": "object",
-        "properties": {"id": {"type": ["number", "string"], "default": -1}, "cursor": {"type": "number", "default": -1},
-                       "loc": {"type": "number", "default": -1}, "num_lines": {"type": "number", "default": -1},
-                       "view_source": {"type": "boolean", "default": False}, "source": {"type": "string"}}}),
-    Function("find", "Finds exact matches of `pattern` in the current page, or the page given by `cursor`.", {
-        "type": "object",
-        "properties": {"pattern": {"type": "string"}, "cursor": {"type": "number", "default": -1}},
-        "required": ["pattern"]}),
-))
-PYTHON = Namespace("python", """\
-Use this tool to execute Python code in your chain of thought. The code will not be shown to the user. This tool \
-should be used for internal reasoning, but not for code that is intended to be visible to the user (e.g. when \
-creating plots, tables, or files).
-
-When you send a message containing Python code to python, it will be executed in a stateful Jupyter notebook \
-environment. python will respond with the output of the execution or time out after 120.0 seconds. The drive at \
-'/mnt/data' can be used to save and persist user files. Internet access for this session is UNKNOWN. Depends on the \
-cluster.""")
-
-
-# ---- Rendering: messages -----------------------------------------------------------------------------------------
+# ---- Rendering: messages --------------------------------------------------------------------------------------------
 
 def render(messages: list[Message], tokenizer: Tokenizer, *, next_role: str | None = "assistant",
            drop_analysis: bool = True, training: bool = False) -> list[int]:
@@ -142,10 +99,8 @@ def render(messages: list[Message], tokenizer: Tokenizer, *, next_role: str | No
     next_role=None: up to the end of the last message. training=True: the same, and a last message by the assistant on
     channel final is closed by [return]. drop_analysis: see `_without_old_analysis`. Raises HarmonyError."""
     messages, special = list(messages), tokenizer.special_tokens
-    for message in messages:
-        _need(isinstance(message, Message), "messages", "Message objects", message)
-        _check_fields(message)
-    _need(next_role is None or next_role in ROLES, "next_role", f"None or one of {', '.join(ROLES)}", next_role)
+    _check(messages, list, "messages")
+    _check(next_role, str | None, "next_role")
     functions_offered = any(namespace.name == "functions" and namespace.functions for message in messages
                             for part in _parts(message) if isinstance(part, DeveloperContent)
                             for namespace in _by_name(part.tools))
@@ -176,7 +131,7 @@ def _without_old_analysis(messages: list[Message]) -> list[Message]:
 
 def _render_message(message: Message, tokenizer: Tokenizer, functions_offered: bool) -> list[int]:
     special, encode = tokenizer.special_tokens, tokenizer.encode
-    _need(message.role != "tool" or message.name is not None, "name", "the tool's name in a message of role tool", None)
+    expect(message.role != "tool" or message.name is not None, HarmonyError, "Message.name", "a tool's name", None)
     ids = [special["<|start|>"], *encode(message.name if message.role == "tool" else message.role)]
     if message.name is not None and message.role != "tool":
         ids += encode(f":{message.name}")
@@ -185,15 +140,13 @@ def _render_message(message: Message, tokenizer: Tokenizer, functions_offered: b
     if message.channel is not None:
         ids += [special["<|channel|>"], *encode(message.channel)]
     if message.content_type is not None:
-        if message.content_type.startswith("<|constrain|>"):
-            kind = message.content_type.removeprefix("<|constrain|>")
-            ids += [*encode(" "), special["<|constrain|>"], *encode(kind)]
-        else:
-            ids += encode(f" {message.content_type}")
+        kind = message.content_type.removeprefix("<|constrain|>")
+        constrained = kind != message.content_type
+        ids += [*encode(" "), special["<|constrain|>"], *encode(kind)] if constrained else encode(f" {kind}")
     ids.append(special["<|message|>"])
     for part in _parts(message):
-        for kind, role in (SystemContent, "system"), (DeveloperContent, "developer"):
-            _need(message.role == role or not isinstance(part, kind), kind.__name__, f"role {role}", message.role)
+        role = {SystemContent: "system", DeveloperContent: "developer"}.get(type(part), message.role)
+        expect(message.role == role, HarmonyError, type(part).__name__, f"a message of role {role}", message.role)
         ids += encode(part if isinstance(part, str) else "\n\n".join(_sections(part, functions_offered)))
     is_call = message.role == "assistant" and message.recipient is not None
     return [*ids, special["<|call|>" if is_call else "<|end|>"]]
@@ -208,44 +161,17 @@ def _by_name(namespaces: Iterable[Namespace] | None) -> list[Namespace]:
     return [namespace for _, namespace in sorted({n.name: n for n in namespaces or ()}.items())]
 
 
-_ITEMS = {"content": str | SystemContent | DeveloperContent, "tools": Namespace, "functions": Function,
-          "valid_channels": str}
-
-
-def _check_fields(part: Any) -> None:
-    """Holds the fields of a dataclass against their annotations, and what is in its lists against `_ITEMS`."""
-    for field in fields(part):
-        where, value = f"{type(part).__name__}.{field.name}", getattr(part, field.name)
-        _need(isinstance(value, field.type), where, _name(field.type), value)
-        for item in value if isinstance(value, list | tuple) else ():
-            _need(isinstance(item, _ITEMS[field.name]), where, f"a list of {_name(_ITEMS[field.name])}", item)
-            if is_dataclass(item):
-                _check_fields(item)
-    if isinstance(part, Message):
-        _need(part.role in ROLES, "Message.role", f"one of {', '.join(ROLES)}", part.role)
-    if isinstance(part, SystemContent):
-        _need(part.reasoning_effort in (None, *EFFORTS), "SystemContent.reasoning_effort",
-              f"None or one of {', '.join(EFFORTS)}", part.reasoning_effort)
-
-
-def _name(kind: Any) -> str:
-    return getattr(kind, "__name__", str(kind)).replace("harmony.", "")
-
-
-# ---- Rendering: the sections of the system and the developer message --------------------------------------------
+# ---- Rendering: the sections of the system and the developer message ------------------------------------------------
 
 def _sections(part: SystemContent | DeveloperContent, functions_offered: bool) -> list[str]:
-    sections = []
     if isinstance(part, DeveloperContent):
-        if part.instructions is not None:
-            sections += ["# Instructions", part.instructions]
-        return sections + _tools_section(part.tools)
+        instructions = [] if part.instructions is None else ["# Instructions", part.instructions]
+        return instructions + _tools_section(part.tools)
 
-    lines = {"": part.model_identity, "Knowledge cutoff: ": part.knowledge_cutoff,
-             "Current date: ": part.conversation_start_date}
-    lines = [label + value for label, value in lines.items() if value is not None]
-    if lines:
-        sections.append("\n".join(lines))
+    labels = {"": part.model_identity, "Knowledge cutoff: ": part.knowledge_cutoff,
+              "Current date: ": part.conversation_start_date}
+    lines = [label + value for label, value in labels.items() if value is not None]
+    sections = ["\n".join(lines)] if lines else []
     if part.reasoning_effort is not None:
         sections.append(f"Reasoning: {part.reasoning_effort}")
     sections += _tools_section(part.tools)
@@ -264,33 +190,22 @@ def _tools_section(namespaces: Iterable[Namespace] | None) -> list[str]:
     sections = ["# Tools"] if namespaces else []
     for namespace in _by_name(namespaces):
         name, functions = namespace.name, namespace.functions
-        lines = [f"## {name}\n"]
-        lines += [("// " if functions else "") + line for line in _lines(namespace.description or "")]
+        comment = "// " if functions else ""
+        lines = [f"## {name}\n", *(comment + line for line in _lines(namespace.description or ""))]
         if functions:
             lines.append(f"namespace {name} {{\n")
         for function in functions:
-            lines += ["// " + line for line in _lines(function.description)]
-            argument = "" if function.parameters is None else f"_: {_argument_type(function)}"
-            lines.append(f"type {function.name} = ({argument}) => any;\n")
+            schema, where = function.parameters, f"parameters of {function.name}"
+            argument = "" if schema is None else f"_: {typescript(schema, HarmonyError, where)}"
+            lines += [*("// " + line for line in _lines(function.description)),
+                      f"type {function.name} = ({argument}) => any;\n"]
         if functions:
             lines.append(f"}} // namespace {name}")
         sections.append("\n".join(lines))
     return sections
 
 
-def _argument_type(function: Function) -> str:
-    try:
-        return typescript(function.parameters)
-    except ValueError as error:
-        raise HarmonyError(f"parameters of {function.name}: {error}") from None
-
-
-def _lines(text: str) -> list[str]:
-    """Lines as Rust counts them: str.splitlines would also split at form feeds, U+2028 and lone carriage returns."""
-    return text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else []
-
-
-# ---- Parsing -----------------------------------------------------------------------------------------------------
+# ---- Parsing --------------------------------------------------------------------------------------------------------
 
 class StreamParser:
     """Messages out of tokens, one token at a time, so that a reply can be shown while it is being written.
@@ -311,7 +226,7 @@ class StreamParser:
     `current_content`."""
 
     def __init__(self, tokenizer: Tokenizer, role: str | None = None, strict: bool = True):
-        _need(role is None or role in ROLES, "role", f"None or one of {', '.join(ROLES)}", role)
+        _check(role, str | None, "role")
         special = tokenizer.special_tokens
         self._start, self._message = special["<|start|>"], special["<|message|>"]
         self._stops = {special["<|return|>"], special["<|end|>"], special["<|call|>"]}
@@ -324,9 +239,7 @@ class StreamParser:
         self.state, self._current = state, message
         self._header = []  # tokens
         self._content = []  # pieces of text: one string that grows would be copied at every token
-        self._bytes = b""  # that begin a character
-        self._held = deque()  # text behind a broken sequence, and None for each further broken sequence
-        self._blocked = False  # by a token that does not exist
+        self._text = _TextDecoder(self._tokenizer)
         shown = message or Message(self._role, "")
         self.current_role, self.current_channel = shown.role, shown.channel
         self.current_recipient, self.current_content_type = shown.recipient, shown.content_type
@@ -337,9 +250,9 @@ class StreamParser:
 
     def feed(self, token: int) -> None:
         """Reads one token. Raises HarmonyError where it cannot be part of a message."""
-        _need(isinstance(token, Integral) and 0 <= token < 2**32, "feed", "a token id", token)
+        expect(isinstance(token, Integral) and 0 <= token < 2**32, HarmonyError, "feed", "a token id", repr(token))
         if self.state == "ExpectStart":
-            _need(token == self._start, "between messages", f"<|start|>, token {self._start}", token)
+            expect(token == self._start, HarmonyError, "between messages", f"<|start|>, token {self._start}", token)
             self._enter("Header")
         elif self.state == "Header":
             if token == self._message:
@@ -351,12 +264,13 @@ class StreamParser:
         elif token in self._stops:
             self._end_message()
         else:
-            self._read_content(token)
+            text = self._text.feed(token)
+            self._content.append(text)
+            self.last_content_delta = text or None
 
     def finish(self) -> None:
         """The end of the tokens completes a message that has no stop. Raises HarmonyError inside a header."""
-        if self.state == "Header":
-            raise HarmonyError("header: expected <|message|>, found the end of the tokens")
+        expect(self.state != "Header", HarmonyError, "header", "<|message|>", "the end of the tokens")
         if self.state == "Content":
             self._end_message()
 
@@ -383,37 +297,8 @@ class StreamParser:
         except (TokenizerError, UnicodeDecodeError) as error:
             raise HarmonyError(f"header: expected tokens that form text, found {error}") from None
 
-    def _read_content(self, token: int) -> None:
-        """Text shows once its bytes are complete, and of broken bytes one sequence a token: what is behind it waits.
-        A token that does not exist holds up the rest of the message."""
-        self.last_content_delta = None
-        try:
-            data = self._bytes + self._tokenizer.decode_bytes([token])
-        except TokenizerError:
-            self._blocked = True
-        if not self._blocked:
-            pieces, self._bytes = _decode_utf8(data)
-            self._held += pieces
-            self.last_content_delta = self._next_text() or None
-            self._content.append(self.last_content_delta or "")
-
-    def _next_text(self) -> str:
-        """What is held, up to the first broken sequence, which becomes U+FFFD."""
-        text = ""
-        while self._held:
-            piece = self._held.popleft()
-            if piece is None:
-                return text + "\ufffd"
-            text += piece
-        return text
-
     def _end_message(self) -> None:
-        if self._blocked:
-            self._content.append("\ufffd")
-        while self._held:
-            self._content.append(self._next_text())
-        if self._bytes:
-            self._content.append("\ufffd")
+        self._content.append(self._text.finish())
         self._current.content = self.current_content
         self.messages.append(self._current)
         self.last_content_delta = None
@@ -434,10 +319,11 @@ def _parse_header(header: str, role: str | None) -> Message:
     channel, words = _split_header(header)
     name = None
     if role is None:
-        _need(bool(words), "header", "a role", header)
+        expect(words, HarmonyError, "header", "a role", repr(header))
         role = words[0]
         if role not in ROLES:  # a tool, which goes by its name
-            _need(len(words) > 1 or role.startswith("to="), "header", f"a role, one of {', '.join(ROLES)}", role)
+            expect(len(words) > 1 or role.startswith("to="), HarmonyError, "header",
+                   f"a role, one of {', '.join(ROLES)}", repr(role))
             role, name = "tool", words.pop(0)
         elif role == "tool":
             name = role
@@ -445,33 +331,130 @@ def _parse_header(header: str, role: str | None) -> Message:
         words.pop(0)
     content_type = words.pop() if len(words) > 1 and not words[-1].startswith("to=") else None
     recipient = words.pop().removeprefix("to=") if words else None
-    _need(not words, "header", "role, recipient and content type only", header)
+    expect(not words, HarmonyError, "header", "role, recipient and content type only", repr(header))
     return Message(role, "", name=name, channel=channel, recipient=recipient, content_type=content_type)
-
-
-_WHITE_SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # Rust's; str.strip takes more
 
 
 def _split_header(header: str) -> tuple[str | None, list[str]]:
     """The channel, and the words of the rest: split at ASCII's white space, and before <|constrain|>."""
     before, marker, after = header.partition("<|channel|>")
     channel = re.match(rf"[^<{_WHITE_SPACE}]*", after)[0] if marker else None
-    _need(channel != "", "header", "a name behind <|channel|>", header)
+    expect(channel != "", HarmonyError, "header", "a name behind <|channel|>", repr(header))
     rest = re.sub(rf"^[{_WHITE_SPACE}]+|[{_WHITE_SPACE}]+\Z", "", before + after[len(channel or ""):])
     return channel, [word for word in re.split(r"[\t\n\f\r ]", rest.replace("<|constrain|>", " <|constrain|>")) if word]
 
 
-def _decode_utf8(data: bytes) -> tuple[list[str | None], bytes]:
-    """Text, with a None for each maximal broken sequence; and the bytes at the end that begin a character.
+# ---- What render checks ---------------------------------------------------------------------------------------------
 
-    (The incremental decoder of `codecs` would do, but for ED A0: it waits for a third byte, Rust does not.)"""
-    pieces = []
-    while True:
+_ITEMS = {"messages": Message, "Message.content": str | SystemContent | DeveloperContent,
+          "SystemContent.valid_channels": str, "SystemContent.tools": Namespace, "DeveloperContent.tools": Namespace,
+          "Namespace.functions": Function}
+_CHOICES = {"Message.role": ROLES, "next_role": (*ROLES, None), "role": (*ROLES, None),
+            "SystemContent.reasoning_effort": (*EFFORTS, None)}
+
+
+def _check(value: Any, kind: Any, where: str) -> None:
+    """Raises HarmonyError unless `value` is a `kind`, and so are the items of a list and the fields of a dataclass."""
+    if not isinstance(value, kind):
+        name = getattr(kind, "__name__", str(kind)).replace("harmony.", "")
+        expect(False, HarmonyError, where, name, repr(value))
+    if where in _CHOICES:
+        choices = ", ".join(map(str, _CHOICES[where]))
+        expect(value in _CHOICES[where], HarmonyError, where, f"one of {choices}", repr(value))
+    if isinstance(value, list | tuple):
+        for n, item in enumerate(value):
+            _check(item, _ITEMS[where], f"{where}[{n}]")
+    elif is_dataclass(value):
+        for field_name, field_kind in get_type_hints(type(value)).items():
+            _check(getattr(value, field_name), field_kind, f"{type(value).__name__}.{field_name}")
+
+
+# ---- The tools that gpt-oss was trained with ------------------------------------------------------------------------
+
+_TEXT, _NUMBER = {"type": "string"}, {"type": "number", "default": -1}
+BROWSER = Namespace("browser", """\
+Tool for browsing.
+The `cursor` appears in brackets before each browsing display: `[{cursor}]`.
+Cite information from the tool using the following format:
+`【{cursor}†L{line_start}(-L{line_end})?】`, for example: `【6†L9-L11】` or `【8†L3】`.
+Do not quote more than 10 words directly from the tool output.
+sources=web (default: web)""", (
+    Function("search", "Searches for information related to `query` and displays `topn` results.", {
+        "type": "object", "required": ["query"],
+        "properties": {"query": _TEXT, "topn": {"type": "number", "default": 10}, "source": _TEXT}}),
+    Function("open", """\
+Opens the link `id` from the page indicated by `cursor` starting at line number `loc`, showing `num_lines` lines.
+Valid link ids are displayed with the formatting: `【{id}†.*】`.
+If `cursor` is not provided, the most recent page is implied.
+If `id` is a string, it is treated as a fully qualified URL associated with `source`.
+If `loc` is not provided, the viewport will be positioned at the beginning of the document or centered on the most \
+relevant passage, if available.
+Use this function without `id` to scroll to a new location of an opened page.""", {
+        "type": "object", "properties": {
+            "id": {"type": ["number", "string"], "default": -1}, "cursor": _NUMBER, "loc": _NUMBER,
+            "num_lines": _NUMBER, "view_source": {"type": "boolean", "default": False}, "source": _TEXT}}),
+    Function("find", "Finds exact matches of `pattern` in the current page, or the page given by `cursor`.", {
+        "type": "object", "required": ["pattern"], "properties": {"pattern": _TEXT, "cursor": _NUMBER}})))
+PYTHON = Namespace("python", """\
+Use this tool to execute Python code in your chain of thought. The code will not be shown to the user. This tool \
+should be used for internal reasoning, but not for code that is intended to be visible to the user (e.g. when \
+creating plots, tables, or files).
+
+When you send a message containing Python code to python, it will be executed in a stateful Jupyter notebook \
+environment. python will respond with the output of the execution or time out after 120.0 seconds. The drive at \
+'/mnt/data' can be used to save and persist user files. Internet access for this session is UNKNOWN. Depends on the \
+cluster.""")
+
+
+# ---- Where Rust and Python differ -----------------------------------------------------------------------------------
+
+_WHITE_SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # Rust's; str.strip takes more
+
+
+def _lines(text: str) -> list[str]:
+    """Lines as Rust counts them: str.splitlines would also split at form feeds, U+2028 and lone carriage returns."""
+    return text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else []
+
+
+class _TextDecoder:
+    """The bytes of tokens as text. A piece of text comes out at the same token as in the Rust library.
+
+    A character comes out at the token that completes its bytes. Bytes that cannot become a character come out as one
+    U+FFFD for each longest broken sequence. At most one such sequence comes out at a token, and what is behind it waits
+    for the next token. After a token that does not exist, nothing comes out until `finish`.
+
+    (The incremental decoder of `codecs` waits for a third byte after ED A0, which no byte can save. Rust does not.)"""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._bytes = b""  # the beginning of a character
+        self._waiting = deque()  # pieces of text, each with whether it ends in a broken sequence
+        self._stopped = False  # by a token that does not exist
+
+    def feed(self, token: int) -> str:
+        """The text that comes out at this token."""
         try:
-            return [*pieces, data.decode()], b""
-        except UnicodeDecodeError as error:
-            pieces.append(data[:error.start].decode())
-            if error.reason == "unexpected end of data":
-                return pieces, data[error.start:]
-            pieces.append(None)
-            data = data[error.end:]
+            data = self._tokenizer.decode_bytes([token])
+        except TokenizerError:
+            self._stopped = True
+        if self._stopped:
+            return ""
+        data, broken = self._bytes + data, True
+        while broken:
+            try:
+                text, data, broken = data.decode(), b"", False
+            except UnicodeDecodeError as error:
+                broken = error.reason != "unexpected end of data"
+                text, data = data[:error.start].decode(), data[error.end if broken else error.start:]
+            self._waiting.append((text + "\ufffd" * broken, broken))
+        self._bytes = data
+        text, broken = "", False
+        while self._waiting and not broken:
+            piece, broken = self._waiting.popleft()
+            text += piece
+        return text
+
+    def finish(self) -> str:
+        """All that has not come out: a U+FFFD for a token that does not exist, what waits, one for half a character."""
+        waiting = "".join(text for text, _ in self._waiting)
+        return "\ufffd" * self._stopped + waiting + "\ufffd" * bool(self._bytes)

@@ -13,17 +13,18 @@ The rules are openai-harmony 0.0.8's, whose output the model knows, down to its 
 union in an array has no parentheses, and where a schema says more than these rules (anyOf, $ref, const, pattern ...)
 it is not said. This file refuses to validate schemas, or to know messages (harmony.py).
 """
+
 import json
 import re
 from collections.abc import Iterable
 from typing import Any
 
-DEEPEST = 118  # levels of nesting in a schema: serde_json reads 128, and a conversation in JSON needs some around it
+from checkpoint import expect
 
 
-def typescript(schema: Any) -> str:
-    """The type that a JSON schema, as Python values, describes. Raises ValueError for what JSON cannot hold."""
-    return _type(_as_json(schema))
+def typescript(schema: Any, error: type[Exception] = ValueError, where: str = "schema") -> str:
+    """The type that a JSON schema, as Python values, describes. Raises `error` for what JSON cannot hold."""
+    return _type(_as_json(schema, error, where))
 
 
 def _type(schema: Any, indent: str = "") -> str:
@@ -41,10 +42,8 @@ def _type(schema: Any, indent: str = "") -> str:
             enum = schema.get("enum")
             values = [f'"{value}"' for value in enum if isinstance(value, str)] if isinstance(enum, list) else []
             return " | ".join(values) or "string"
-        case "number" | "integer":
-            return "number"
-        case "boolean":
-            return "boolean"
+        case "number" | "integer" | "boolean" as kind:
+            return "number" if kind == "integer" else kind
         case list(kinds):
             names = ["number" if kind == "integer" else kind for kind in kinds if isinstance(kind, str)]
             return " | ".join(names) if names else "any"
@@ -111,6 +110,8 @@ def _default(schema: dict, bare: bool = True) -> str:
     return value if bare else _json(value)
 
 
+# ---- As serde_json does it ------------------------------------------------------------------------------------------
+
 def _json(value: Any) -> str:
     """Compact JSON as Rust's serde_json writes it: that of json.dumps, but for floats."""
     if isinstance(value, dict):
@@ -125,16 +126,16 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _as_json(schema: Any) -> Any:
-    """`schema` after a trip through JSON text, as it reaches the library: tuples are lists, and numbers are what
+def _as_json(schema: Any, error: type[Exception], where: str) -> Any:
+    """`schema` after a trip through JSON text, as it reaches the library. Tuples become lists, and numbers become what
     serde_json reads."""
+    deepest = 118  # levels of nesting: serde_json reads 128, and a conversation in JSON needs some around a schema
     try:
         schema = json.loads(json.dumps(schema, allow_nan=False), parse_int=_number, parse_float=_number)
         depth = _depth(schema)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"expected what JSON can hold, found: {error}") from None
-    if depth > DEEPEST:
-        raise ValueError(f"expected a schema of at most {DEEPEST} levels, found {depth}")
+    except (TypeError, ValueError, RecursionError) as reason:
+        raise error(f"{where}: expected what JSON can hold, found {reason}") from None
+    expect(depth <= deepest, error, where, f"at most {deepest} levels of nesting", depth)
     return schema
 
 

@@ -11,10 +11,11 @@ It refuses to be a trainer (see minbpe for how ranks come about) and knows nothi
     bytes     Hello     ,     20 77 c3 b6 72 6c 64
     tokens    [13225]   [11]  [286, 2877, 582]      adjacent parts merge, lowest rank first
 """
+
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -22,22 +23,21 @@ from typing import Any
 import tiktoken
 from tiktoken_ext import openai_public
 
-# Ids that Harmony gives a meaning; all other ids from 200000 up are reserved. Three sources disagree above 200008:
-# tiktoken gives 200018 a second name, <|endofprompt|>; openai-harmony defines 201088, which the model has no row for;
-# tokenizer.json names only 21. We take openai-harmony's names and the model's 201,088 rows.
+from checkpoint import expect
+
+# The special tokens to which Harmony gives a meaning. All other ids from 200000 up are reserved. Three sources disagree
+# above 200008: tiktoken gives 200018 a second name, <|endofprompt|>; openai-harmony defines 201088, for which the model
+# has no row; tokenizer.json names only 21. We take openai-harmony's names and the model's 201,088 rows.
 O200K_RANKS, O200K_SIZE = 199_998, 201_088
-O200K_SPECIALS = {f"<|reserved_{i}|>": i for i in range(200_000, O200K_SIZE)}
-for _name, _id in {"startoftext": 199998, "endoftext": 199999, "return": 200002, "constrain": 200003, "channel": 200005,
-                   "start": 200006, "end": 200007, "message": 200008, "call": 200012}.items():
-    O200K_SPECIALS.pop(f"<|reserved_{_id}|>", None)
-    O200K_SPECIALS[f"<|{_name}|>"] = _id
+O200K_NAMES = {199998: "startoftext", 199999: "endoftext", 200002: "return", 200003: "constrain", 200005: "channel",
+               200006: "start", 200007: "end", 200008: "message", 200012: "call"}
+O200K_SPECIALS = {f"<|{O200K_NAMES.get(id, f'reserved_{id}')}|>": id for id in range(O200K_RANKS, O200K_SIZE)}
 
 # GPT-2's pattern is what tokenizer.json means by a ByteLevel pre-tokenizer with its own regex.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
-# A pattern with a lookahead makes tiktoken's regex engine keep one stack entry for each white-space character of a run,
-# and it panics at a million. Texts with a run of 100,000 go a slower way round; to find them, one character in 10,000
-# is enough: ten in a row are white space.
+# tiktoken cannot take a run of a million white-space characters (see `_encode_plain`). To find a text with a run of
+# 100,000, it is enough to look at one character in 10,000: ten in a row are white space.
 STRIDE, LONG_RUN = 10_000, re.compile(r"\s{10}")
 
 
@@ -60,26 +60,28 @@ class Tokenizer:
         """Token ids of `text`. Special tokens in it are plain text unless named in `allowed_special` (or it is "all").
 
         So text from a user can never become the start of a message. Raises TokenizerError for what is not text."""
-        if not isinstance(text, str):
-            raise TokenizerError(f"encode: expected a str, found {type(text).__name__}")
+        expect(isinstance(text, str), TokenizerError, "encode", "a str", type(text).__name__)
         allowed = set(self.special_tokens if allowed_special == "all" else allowed_special)
-        if unknown := allowed - self.special_tokens.keys():
-            raise TokenizerError(f"encode: expected names of special tokens, found {min(unknown, key=str)!r}")
+        unknown = sorted(map(repr, allowed - self.special_tokens.keys()))
+        expect(not unknown, TokenizerError, "encode", "names of special tokens", ", ".join(unknown))
         if not allowed:
             return self._encode_plain(text)
-        ids = []
-        longest_first = sorted(allowed, key=len, reverse=True)
+        ids, longest_first = [], sorted(allowed, key=len, reverse=True)
         for part in re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text):
             ids += [self.special_tokens[part]] if part in allowed else self._encode_plain(part)
         return ids
 
     def _encode_plain(self, text: str) -> list[int]:
+        """Two private methods of tiktoken do the work, as the public ones do not fit.
+
+        `_core_bpe.encode_ordinary` refuses a lone surrogate, which the public `encode_ordinary` replaces by U+FFFD. It
+        panics at a run of a million white-space characters: a pattern with a lookahead makes it keep a stack entry for
+        each. `_encode_only_native_bpe` is tiktoken's slower way to the same ids; it cuts with the module `regex`."""
         try:
             if LONG_RUN.search(text[::STRIDE]):
-                text.encode()
-                # tiktoken's own Python twin: the pattern in the `regex` module, then the same merges; slower.
+                text.encode()  # refuses a lone surrogate
                 return self._bpe._encode_only_native_bpe(text)
-            return self._bpe._core_bpe.encode_ordinary(text)  # Encoding.encode_ordinary would hide lone surrogates
+            return self._bpe._core_bpe.encode_ordinary(text)
         except UnicodeEncodeError as error:
             raise TokenizerError(f"encode: expected text that has a UTF-8 form, found the lone surrogate "
                                  f"U+{ord(text[error.start]):04X} at character {error.start}") from None
@@ -103,9 +105,8 @@ def load(path: str | os.PathLike | None = None) -> Tokenizer:
 
     Without `path`: o200k_harmony. Raises TokenizerError."""
     if path is not None:
-        if not Path(path).is_dir():
-            raise TokenizerError(f"{path}: expected a checkpoint directory, found "
-                                 f"{'a file' if Path(path).exists() else 'nothing'}")
+        expect(Path(path).is_dir(), TokenizerError, path, "a checkpoint directory",
+               "a file" if Path(path).exists() else "nothing")
         if (Path(path) / "tokenizer.json").exists():
             return _from_json(Path(path) / "tokenizer.json")
     try:
@@ -118,94 +119,85 @@ def load(path: str | os.PathLike | None = None) -> Tokenizer:
     return Tokenizer(base["mergeable_ranks"], base["pat_str"], O200K_SPECIALS, "o200k_harmony")
 
 
-# ---- tokenizer.json ----------------------------------------------------------------------------------------------
+# ---- tokenizer.json -------------------------------------------------------------------------------------------------
 
-# A JSON file cannot hold bytes, so GPT-2 wrote each byte as a character: printable ones as themselves, the other 68 as
-# U+0100 up, in order. This table leads back from characters to bytes (as Latin-1); what it cannot mean maps outside.
+# A JSON file cannot hold bytes, so GPT-2 wrote each byte as a character: a printable one as itself, the other 68 as
+# U+0100 and up, in their order. This table leads back.
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-_OTHER = [b for b in range(256) if b not in _PRINTABLE]
-_BYTE_OF_CHAR = dict.fromkeys(_OTHER, 0xFFFF) | {0x100 + n: b for n, b in enumerate(_OTHER)}
-
-
-def _to_bytes(key: str) -> bytes:
-    return key.translate(_BYTE_OF_CHAR).encode("latin-1")
+_OTHER = [byte for byte in range(256) if byte not in _PRINTABLE]
+_BYTE_OF_CHAR = {chr(byte): byte for byte in _PRINTABLE} | {chr(0x100 + n): byte for n, byte in enumerate(_OTHER)}
 
 
 def _from_json(file: Path) -> Tokenizer:
     """Ranks, pattern and special tokens out of a Hugging Face `tokenizer.json` of the byte-level BPE kind.
 
     In such a file id = rank, because ids were given out in the order in which merges were learned."""
-
-    def need(ok: bool, expected: str, found: Any) -> None:
-        if not ok:
-            raise TokenizerError(f"{file}: expected {expected}, found {str(found)[:100]}")
-
     try:
         data = json.loads(file.read_bytes().decode())
     except (OSError, ValueError, RecursionError) as error:
-        need(False, "JSON in UTF-8", "an empty file" if file.is_file() and not file.stat().st_size else error)
-    need(isinstance(data, dict), "a JSON object", data)
+        found = "an empty file" if file.is_file() and not file.stat().st_size else error
+        raise TokenizerError(f"{file}: expected JSON in UTF-8, found {found}") from None
+    expect(isinstance(data, dict), TokenizerError, file, "a JSON object", data)
     model, added = data.get("model"), data.get("added_tokens") or []
-    need(isinstance(model, dict) and model.get("type", "BPE") == "BPE", "a model of type BPE", model)
+    is_bpe = isinstance(model, dict) and model.get("type", "BPE") == "BPE"
+    expect(is_bpe, TokenizerError, file, "a model of type BPE", model)
     vocab, merges = model.get("vocab"), model.get("merges")
-    need(isinstance(vocab, dict) and vocab, "model.vocab, an object of tokens and ids", vocab)
-    need(isinstance(merges, list), "model.merges, a list", merges)
-    need(isinstance(added, list) and all(isinstance(a, dict) and isinstance(a.get("content"), str) for a in added),
-         "added_tokens, a list of objects with content and id", added)
-    need(not data.get("normalizer"), "no normalizer", data.get("normalizer"))
+    expect(isinstance(vocab, dict) and vocab, TokenizerError, file, "model.vocab, an object of tokens and ids", vocab)
+    expect(isinstance(merges, list), TokenizerError, file, "model.merges, a list", merges)
+    expect(isinstance(added, list) and all(isinstance(a, dict) and isinstance(a.get("content"), str) for a in added),
+           TokenizerError, file, "added_tokens, a list of objects with content and id", added)
+    expect(not data.get("normalizer"), TokenizerError, file, "no normalizer", data.get("normalizer"))
 
     specials = {token["content"]: token.get("id") for token in added}
-    need(len(specials) == len(added), "each added token once", [token["content"] for token in added])
-    ranks = {}
-    for key, id in vocab.items():
-        if key not in specials:  # the tokenizers library's trainer lists special tokens in the vocabulary too
-            try:
-                ranks[_to_bytes(key)] = id
-            except UnicodeEncodeError:
-                need(False, "vocabulary keys of GPT-2's byte characters", repr(key))
-    ids = [*ranks.values(), *specials.values()]
+    expect(len(specials) == len(added), TokenizerError, file, "each added token once", [a["content"] for a in added])
+    # The tokenizers library's trainer lists special tokens in the vocabulary too.
+    vocab = {token: id for token, id in vocab.items() if token not in specials}
+    ids = [*vocab.values(), *specials.values()]
     for id in ids:
-        need(type(id) is int, "whole numbers as ids", repr(id))
-    missing = set(range(len(ids))) - set(ids)
-    need(not missing, f"the ids 0 to {len(ids) - 1}, each once", f"no {min(missing, default=None)}")
-    for byte in range(256):
-        need(bytes([byte]) in ranks, "a token for each of the 256 bytes", f"none for byte {byte}")
-    _check_merges({token: id for token, id in vocab.items() if token not in specials}, merges, need)
+        expect(type(id) is int, TokenizerError, file, "whole numbers as ids", repr(id))
+    missing = min(set(range(len(ids))) - set(ids), default=None)
+    expect(missing is None, TokenizerError, file, f"the ids 0 to {len(ids) - 1}, each once", f"no {missing}")
+    foreign = next((token for token in vocab if not set(token) <= _BYTE_OF_CHAR.keys()), None)
+    expect(foreign is None, TokenizerError, file, "vocabulary keys of GPT-2's byte characters", repr(foreign))
+    ranks = {bytes(map(_BYTE_OF_CHAR.get, token)): id for token, id in vocab.items()}
+    missing = min({bytes([byte]) for byte in range(256)} - ranks.keys(), default=None)
+    expect(missing is None, TokenizerError, file, "a token for each of the 256 bytes", f"none for {missing}")
+    _check_merges(vocab, merges, file)
     if len(ranks) == O200K_RANKS and specials.get("<|start|>") == O200K_SPECIALS["<|start|>"]:
         specials = O200K_SPECIALS  # the official file: the same tokenizer as tiktoken's, whichever way it was loaded
-    return Tokenizer(ranks, _pattern(data.get("pre_tokenizer"), need), specials, str(file))
+    return Tokenizer(ranks, _pattern(data.get("pre_tokenizer"), file), specials, str(file))
 
 
-def _check_merges(vocab: dict[str, int], merges: list, need: Callable) -> None:
+def _check_merges(vocab: dict[str, int], merges: list, file: Path) -> None:
     """tiktoken needs no merges: it joins any two neighbours that make a token, lowest rank first. The merges say the
     same, as long as they come in the order of the ids they make, and make every token of several bytes."""
     last, made = -1, set()
     for n, merge in enumerate(merges):
         pair = merge.split(" ") if isinstance(merge, str) else merge
         token = "".join(pair) if isinstance(pair, list) and all(isinstance(half, str) for half in pair) else None
-        if token not in vocab or len(pair) != 2:
-            need(False, f"model.merges[{n}] to be two tokens that make a third", repr(merge))
-        if vocab[token] < last:
-            need(False, "merges in the order of the ids they make", f"{vocab[token]} after {last} at model.merges[{n}]")
+        where = f"{file}: model.merges[{n}]"
+        expect(token in vocab and len(pair) == 2, TokenizerError, where, "two tokens that make a third", repr(merge))
+        expect(vocab[token] >= last, TokenizerError, where, f"the id of its token to be {last} or more", vocab[token])
         last = vocab[token]
         made.add(token)
-    for token in vocab:
-        if len(token) > 1 and token not in made:
-            need(False, "a merge for every token of several bytes", f"none for {token!r}")
+    unmade = next((token for token in vocab if len(token) > 1 and token not in made), None)
+    expect(unmade is None, TokenizerError, file, "a merge for every token of several bytes", f"none for {unmade!r}")
 
 
-def _pattern(pre_tokenizer: Any, need: Callable) -> str:
+def _pattern(pre_tokenizer: Any, file: Path) -> str:
     """The pattern that cuts text into pieces: a Split by a regular expression, or ByteLevel with GPT-2's own."""
     steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer]) if isinstance(pre_tokenizer, dict) else None
-    kinds = [step.get("type") for step in steps] if isinstance(steps, list) and all(
-        isinstance(step, dict) for step in steps) else None
-    need(kinds in (["Split", "ByteLevel"], ["ByteLevel"]) and not steps[-1].get("add_prefix_space", True),
-         "pre_tokenizer: [Split,] ByteLevel, without a prefix space", pre_tokenizer)
-    need(steps[-1].get("use_regex", True) == (kinds == ["ByteLevel"]),
-         "either Split's pattern or ByteLevel's own", "both or neither")
+    are_objects = isinstance(steps, list) and all(isinstance(step, dict) for step in steps)
+    kinds = [step.get("type") for step in steps] if are_objects else None
+    where = f"{file}: pre_tokenizer"
+    expect(kinds in (["Split", "ByteLevel"], ["ByteLevel"]) and not steps[-1].get("add_prefix_space", True),
+           TokenizerError, where, "[Split,] ByteLevel, without a prefix space", pre_tokenizer)
+    expect(steps[-1].get("use_regex", True) == (kinds == ["ByteLevel"]), TokenizerError, where,
+           "either Split's pattern or ByteLevel's own", "both or neither")
     if kinds == ["ByteLevel"]:
         return GPT2_PATTERN
     split, pattern = steps[0], steps[0].get("pattern")
-    need(isinstance(pattern, dict) and isinstance(pattern.get("Regex"), str) and split.get("behavior") == "Isolated"
-         and not split.get("invert"), "a Split by a regular expression, pieces isolated", split)
-    return pattern["Regex"]
+    regex = pattern.get("Regex") if isinstance(pattern, dict) else None
+    supported = isinstance(regex, str) and split.get("behavior") == "Isolated" and not split.get("invert")
+    expect(supported, TokenizerError, where, "a Split by a regular expression, pieces isolated", split)
+    return regex

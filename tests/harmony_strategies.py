@@ -1,4 +1,5 @@
 """Hypothesis strategies for Harmony: texts, JSON schemas, conversations and streams of tokens, usual and odd ones."""
+
 from hypothesis import strategies as st
 
 import harmony
@@ -24,7 +25,7 @@ def mostly(usual, odd):
 
 names = mostly(st.sampled_from(["f", "g", "get_weather", "functions", "browser", "python", "z", "é"]), texts(4))
 
-# ---- JSON schemas
+# ---- JSON schemas ---------------------------------------------------------------------------------------------------
 
 numbers = st.one_of(
     st.integers(-20, 20), st.integers(), st.floats(allow_nan=False, allow_infinity=False),
@@ -63,7 +64,7 @@ parameters = st.none() | _compound(schemas) | st.fixed_dictionaries(
     {"type": st.just("object"), "properties": st.dictionaries(names, schemas, max_size=4)},
     optional={"required": st.lists(names, max_size=3), "description": texts()})
 
-# ---- Conversations
+# ---- Conversations --------------------------------------------------------------------------------------------------
 
 functions = st.builds(Function, names, texts(), parameters)
 namespaces = st.one_of(
@@ -95,7 +96,7 @@ messages = st.one_of(
     _messages("assistant", texts()), _messages("assistant", texts()), _messages("tool", texts()))
 conversations = st.lists(messages, max_size=6)
 
-# ---- Messages that survive rendering and parsing: what a header can hold without doubt
+# ---- Messages that survive rendering and parsing: what a header can hold without doubt ------------------------------
 
 words = st.text("abcdefgxyzABC0123456789._-é日", min_size=1, max_size=8).filter(lambda word: word not in harmony.ROLES)
 
@@ -109,7 +110,7 @@ def plain_messages(draw):
                    channel=draw(st.none() | words), content_type=content_type)
 
 
-# ---- Streams of tokens
+# ---- Streams of tokens ----------------------------------------------------------------------------------------------
 
 def streams(tokenizer):
     """Strategy of token lists: rendered messages, loosely built ones, either of them damaged, and random tokens."""

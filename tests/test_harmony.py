@@ -1,4 +1,6 @@
 """harmony.py against openai-harmony, the library gpt-oss was published with; and by itself."""
+
+import dataclasses
 import os
 import time
 import tracemalloc
@@ -10,7 +12,6 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 import harmony
-import tokenizer
 from harmony import (
     BROWSER,
     PYTHON,
@@ -24,6 +25,7 @@ from harmony import (
     parse,
     render,
 )
+from tokenizer import load as load_tokenizer
 
 # The long run, 100,000 of each (a conversation counts forwards and backwards):
 #     for seed in 1 2 3 4 5 6 7 8 9 10; do
@@ -31,14 +33,14 @@ from harmony import (
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 CONVERSATIONS, STREAMS = (5_000, 10_000) if LONG else (2_000, 5_000)
 
-TOKENIZER = tokenizer.load()
+TOKENIZER = load_tokenizer()
 REFERENCE = reference.load_harmony_encoding("HarmonyGptOss")
 START, MESSAGE, CHANNEL, END, RETURN, CALL = (TOKENIZER.special_tokens[f"<|{name}|>"] for name in (
     "start", "message", "channel", "end", "return", "call"))
 REFUSED = "refused"
 
 
-# ---- Our objects as theirs
+# ---- Our objects as theirs ------------------------------------------------------------------------------------------
 
 def theirs(part):
     match part:
@@ -99,7 +101,7 @@ def assert_same_render(messages, next_role="assistant"):
     return found
 
 
-# ---- Rendering: equal to the reference
+# ---- Rendering: equal to the reference ------------------------------------------------------------------------------
 
 @settings(max_examples=CONVERSATIONS)
 @given(strategies.conversations, st.sampled_from(harmony.ROLES))
@@ -193,7 +195,7 @@ def test_no_text_becomes_a_special_token():
     assert specials == [START, MESSAGE, END] * 2 + [START, CHANNEL, MESSAGE, END] + [START, MESSAGE, END, START]
 
 
-# ---- The format's published examples, written out
+# ---- The format's published examples, written out -------------------------------------------------------------------
 
 WEATHER = Function("get_current_weather", "Gets the current weather in the provided location.", {
     "type": "object",
@@ -430,20 +432,22 @@ def test_published_examples(name):
     assert_same_render(messages)
 
 
-# ---- Refused with one clear sentence
+# ---- Refused with one clear sentence --------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("messages, sentence", [
-    (["Hi."], "messages: expected Message objects, found 'Hi.'"),
+    (["Hi."], "messages[0]: expected Message, found 'Hi.'"),
     ([Message("robot", "Hi.")], "Message.role: expected one of system, developer, user, assistant, tool, found 'robot"),
     ([Message("user", 4)], "Message.content: expected str | list | tuple, found 4"),
-    ([Message("user", [4])], "Message.content: expected a list of"),
+    ([Message("user", [4])], "Message.content[0]: expected str | SystemContent | DeveloperContent, found 4"),
     ([Message("user", "Hi.", channel=5)], "Message.channel: expected str | None, found 5"),
-    ([Message("tool", "Hi.")], "name: expected the tool's name in a message of role tool, found None"),
-    ([Message("user", [SystemContent()])], "SystemContent: expected role system, found 'user'"),
-    ([Message("system", [DeveloperContent()])], "DeveloperContent: expected role developer, found 'system'"),
-    ([Message("system", [SystemContent(reasoning_effort="much")])], "expected None or one of low, medium, high"),
+    ([Message("tool", "Hi.")], "Message.name: expected a tool's name, found None"),
+    ([Message("user", [SystemContent()])], "SystemContent: expected a message of role system, found user"),
+    ([Message("system", [DeveloperContent()])], "DeveloperContent: expected a message of role developer, found system"),
+    ([Message("system", [SystemContent(reasoning_effort="much")])],
+     "SystemContent.reasoning_effort: expected one of low, medium, high, None, found 'much'"),
     ([Message("system", [SystemContent(valid_channels="final")])], "SystemContent.valid_channels: expected"),
-    ([Message("system", [SystemContent(tools=["browser"])])], "SystemContent.tools: expected a list of"),
+    ([Message("system", [SystemContent(tools=["browser"])])],
+     "SystemContent.tools[0]: expected Namespace, found 'browser'"),
     ([Message("developer", [DeveloperContent(tools=[Namespace("f", None, [Function("g", "", {"default": {1, 2}})])])])],
      "parameters of g: expected what JSON can hold"),
     ([Message("developer", [DeveloperContent(tools=[Namespace("f", None, [Function("g", "", {"default": 1e400})])])])],
@@ -456,13 +460,28 @@ def test_what_is_no_conversation_is_refused(messages, sentence):
     assert sentence in str(refusal.value) and "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("part, message_with", [
+    (Function("f", ""), lambda part: Message("developer", [DeveloperContent(tools=[Namespace("n", None, [part])])])),
+    (Namespace("n"), lambda part: Message("developer", [DeveloperContent(tools=[part])])),
+    (DeveloperContent(), lambda part: Message("developer", [part])),
+    (SystemContent(), lambda part: Message("system", [part])),
+    (Message("user", "Hi."), lambda part: part),
+], ids=lambda part: type(part).__name__)
+def test_every_field_is_checked(part, message_with):
+    render([message_with(part)], TOKENIZER)
+    for field in dataclasses.fields(part):
+        broken = dataclasses.replace(part, **{field.name: object()})
+        with pytest.raises(HarmonyError, match=rf"^{type(part).__name__}\.{field.name}: expected .*, found <object"):
+            render([message_with(broken)], TOKENIZER)
+
+
 def test_unknown_roles_are_refused():
     for call in (lambda: render([], TOKENIZER, next_role="robot"), lambda: StreamParser(TOKENIZER, "robot")):
-        with pytest.raises(HarmonyError, match="expected None or one of system, developer, user, assistant, tool"):
+        with pytest.raises(HarmonyError, match="role: expected one of .*, assistant, tool, None, found 'robot'"):
             call()
 
 
-# ---- Parsing: equal to the reference, token by token
+# ---- Parsing: equal to the reference, token by token ----------------------------------------------------------------
 
 # The same error has another wording here.
 ERRORS = {"Unexpected token": "between messages", "Unexpected EOS": "header: expected <|message|>",
@@ -543,7 +562,7 @@ def test_parse_survives_any_list_of_integers(tokens, role, strict):
         render(messages, TOKENIZER)
 
 
-# ---- Render and parse are each other's inverse
+# ---- Render and parse are each other's inverse ----------------------------------------------------------------------
 
 @settings(max_examples=CONVERSATIONS // 4)
 @given(st.lists(strategies.plain_messages(), max_size=4))
@@ -573,7 +592,7 @@ def test_what_parse_cannot_bring_back():
             there_and_back("user", "x", **fields)
 
 
-# ---- What a model writes when it errs (each was seen in the wild): lenient parsing, as the reference has it
+# ---- What a model writes when it errs (each was seen in the wild): lenient parsing, as the reference has it ---------
 
 def said(text, role="assistant", strict=False):
     tokens = TOKENIZER.encode(text, "all")
@@ -645,7 +664,7 @@ def test_a_token_that_the_reference_knows_and_the_model_does_not():
     assert parse([MESSAGE, 201_088, 25, END], TOKENIZER, "assistant")[0].content == "\ufffd"
 
 
-# ---- Linear time and memory
+# ---- Linear time and memory -----------------------------------------------------------------------------------------
 
 broken_token = next(token for token in range(TOKENIZER.vocab_size) if TOKENIZER.decode([token]).count("\ufffd") > 2)
 

