@@ -1,151 +1,144 @@
 """Products with MXFP4 weights, straight from their packed bytes: where most of a token's time is spent.
 
-Weights are packed as published: 32 numbers of 4 bits (e2m1) and the byte of their common scale (e8m0) are a block. They
-meet x in integers. x is rounded to 16 bits for each block, which leaves it 2e-5 off, 200 times closer than the bf16 of
-the official code, and taken apart into two bytes; the numbers of 4 bits, doubled, are whole, and a table makes bytes of
-them in one instruction. Products of bytes and their sums are exact.
+The weights are packed as published: a block is 32 numbers of 4 bits (e2m1) and the byte of their common scale (e8m0).
+They are multiplied as integers, because processors multiply bytes fastest:
+
+    w  doubled, the 16 values of e2m1 are integers from -12 to 12. One instruction looks them up, as bytes.
+    x  is rounded to integers of 16 bits, with a scale for each block ("activation quantization"). This is 2e-5 off, and
+       200 times closer than the bf16 of the official code. The 16 bits are two bytes: x = 256 high + low.
+
+One factor of such a product must have no sign. So 12, the zero point, is added to w, and 12 times the sum of a block's x
+is subtracted from the result ("zero-point compensation"). All products of bytes and their sums are exact.
 
     J  rows of x: tokens, or pairs of token and expert      M  rows of weights, N  numbers of each
     E  experts                                              B  blocks of a row, N/32
 
-`stream_mxfp4` is for a few tokens: it takes row by row of the weights as they lie in memory, and its limit is how fast
-they come. `multiply_mxfp4` is for many: sixteen rows are converted once and meet all tokens.
+`stream_mxfp4` is for a few tokens. It takes row by row of the weights as they lie in memory, and its limit is how fast
+they come. `multiply_mxfp4` is for many: sixteen rows are unpacked once and meet all tokens.
 """
 
-import numpy as np  # noqa: I001
+import numpy as np
 from numba import prange
 
-from simd import (
-    OFFSET, add, block_scales, dot, fma, high_nibbles, inline_jit, jit, load_apart_i32x8, load_columns_u8x32,
-    load_f32x8, load_i32x8, load_i8x32, load_pair_f32x8, load_pair_u8x8, load_splat_f32x8, load_splat_i32x8,
-    load_splat_i8x32, load_u8x32, load_u8x8, look_up_offset, low_nibbles, parallel_jit, prefetch, splat_f32x8,
-    spread_0_1, spread_2_3, spread_4_5, spread_6_7, store, sum_lanes, times, times_256, to_float, widen,
-    zeros_f32x8, zeros_i32x8,
-)
+import simd
+from simd import bf16_to_float32, inline_jit, jit, parallel_jit
 
-MANY = 64  # tokens that packed weights meet once converted; their x fit into half a level-2 cache
-AHEAD = 2048  # bytes of packed weights between what is computed and what is fetched
+MANY = 64  # tokens that unpacked weights meet at a time: their x fit into half a level-2 cache
+AHEAD = 2048  # bytes between the weights in use and those asked for: a processor asks by itself, but not so far ahead
 
 
-# ---- x in two bytes -------------------------------------------------------------------------------------------------
-
+# ---- Activation quantization ----------------------------------------------------------------------------------------
 
 @jit
-def place(i):
-    """Where in its two blocks element i of a row stands once unpacked: first the 32 even ones, then the odd ones.
+def deinterleaved(i):
+    """Where element i of a row stands in the order in which two blocks are unpacked: 32 even elements, 32 odd ones.
 
-    Packed bytes hold an even element low and an odd one high. Unpacked two blocks at a time they come out in this
-    order, and it is cheaper to bring x into it once than each row of the weights out of it.
+    A packed byte has an even element in its low half and an odd one in its high half. It is cheaper to bring x into
+    this order, once, than every row of the weights out of it.
     """
     return i % 2 * 32 + i % 64 // 2
 
 
 @jit
-def round_to_int16(x, rounded, offsets, scales):
-    """x [J, N] -> integers n of 16 bits, times scales [J, N/32]; in the form that products with MXFP4 want.
+def quantize_row(x, values, compensation, scales):
+    """x [N] -> integers n of 16 bits, and a scale [N/32] for each block: x = 2 n scale.
 
-    rounded int8 [J, N/64 (up), 2, 64]: n = 256 high + low in the order of `place`, for each two blocks the high bytes
-    and then the low ones. offsets int32 [J, N/32]: what a block's sum has too much, negative (see `two_blocks`). 16
-    bits are 2e-5 off, where the bf16 of the official code is 4e-3 off. The half in the scale undoes the doubling in
-    `look_up_offset`.
+    values int8 [N/64 (rounded up), 2, 64] has n = 256 high + low, for two blocks at a time, each `deinterleaved`: first
+    the high bytes, then the low ones. compensation int32 [N/32] is -12 times the sum of a block's n. The 2 makes up for
+    weights that are doubled.
     """
-    J, N = x.shape
-    most = np.float32(127 * 256 + 127)
-    for j in range(J):
-        for b in range(N // 32):
-            peak, broken, total = np.float32(0), np.float32(0), 0
-            for i in range(32 * b, 32 * b + 32):
-                peak = max(peak, abs(x[j, i]))
-                broken += x[j, i] * np.float32(0)  # nan if any is inf or nan, which max and integers would hide
-            steps = most / peak if peak > np.float32(1e-34) else np.float32(0)  # below, it would be infinite
-            for i in range(32 * b, 32 * b + 32):
-                n = np.int32(np.rint(x[j, i] * steps))
-                high = (n + 128) >> 8
-                rounded[j, b // 2, 0, place(i)], rounded[j, b // 2, 1, place(i)] = high, n - 256 * high
-                total += n
-            offsets[j, b], scales[j, b] = -OFFSET * total, peak / most * np.float32(0.5) + broken
+    most = np.float32(127 * 256 + 127)  # 32,639: the largest n whose high and low are bytes with a sign
+    for b in range(len(x) // 32):
+        peak, broken, total = np.float32(0), np.float32(0), 0
+        for i in range(32 * b, 32 * b + 32):
+            peak = max(peak, abs(x[i]))
+            broken += x[i] * np.float32(0)  # 0; nan if any x is inf or nan, which max and integers would hide
+        steps = most / peak if peak > np.float32(1e-34) else np.float32(0)  # for a smaller peak it would be inf
+        for i in range(32 * b, 32 * b + 32):
+            n = np.int32(np.rint(x[i] * steps))
+            high = (n + 128) >> 8
+            values[b // 2, 0, deinterleaved(i)], values[b // 2, 1, deinterleaved(i)] = high, n - 256 * high
+            total += n
+        compensation[b], scales[b] = -simd.ZERO_POINT * total, peak / most * np.float32(0.5) + broken
 
 
 @parallel_jit
-def round_many_to_int16(x, rounded, offsets, scales):
+def quantize_rows(x, values, compensation, scales):
     for j in prange(len(x)):
-        round_to_int16(x[j : j + 1], rounded[j : j + 1], offsets[j : j + 1], scales[j : j + 1])
+        quantize_row(x[j], values[j], compensation[j], scales[j])
 
 
 @jit
-def rounded_to_int16(x):
-    """x [J, N] -> what round_to_int16 makes of it: rounded, offsets, scales."""
+def quantize_activations(x):
+    """x [J, N] -> values, compensation and scales of all rows: see quantize_row."""
     J, N = x.shape
-    rounded, offsets = np.empty((J, (N + 63) // 64, 2, 64), np.int8), np.empty((J, N // 32), np.int32)
-    scales = np.empty((J, N // 32), np.float32)
-    if J <= 16:  # sooner done than the other threads wake
-        round_to_int16(x, rounded, offsets, scales)
-    else:
-        round_many_to_int16(x, rounded, offsets, scales)
-    return rounded, offsets, scales
+    values, scales = np.empty((J, (N + 63) // 64, 2, 64), np.int8), np.empty((J, N // 32), np.float32)
+    compensation = np.empty((J, N // 32), np.int32)
+    if J > 16:
+        quantize_rows(x, values, compensation, scales)
+    else:  # sooner done than other threads wake up
+        for j in range(J):
+            quantize_row(x[j], values[j], compensation[j], scales[j])
+    return values, compensation, scales
 
 
 # ---- A few tokens: stream the weights -------------------------------------------------------------------------------
 
-
 @inline_jit
 def two_blocks(blocks, w, x, at):
-    """Packed blocks at w times the x whose bytes begin at `at` -> float32[8]: four sums of the one block, four of the
-    other. Exact.
-
-    Processors multiply bytes fastest, those of one factor with a sign and those of the other without. So x is 256 high
-    + low, and weights are doubled and 12 is added to them: the sums of a block have 12 times its x too much.
-    """
-    packed = load_u8x32(blocks, w)
-    even, odd = look_up_offset(low_nibbles(packed)), look_up_offset(high_nibbles(packed))
-    sums = times_256(dot(zeros_i32x8(), even, load_i8x32(x, at), odd, load_i8x32(x, at + 32)))
-    return to_float(dot(sums, even, load_i8x32(x, at + 64), odd, load_i8x32(x, at + 96)))
+    """The packed blocks at w and w + 16 times the x whose bytes begin at `at` -> float32[8]: four sums of products of
+    the first block, four of the second. Exact, before compensation."""
+    packed = simd.load_u8x32(blocks, w)
+    even, odd = simd.look_up_e2m1(simd.low_nibbles(packed)), simd.look_up_e2m1(simd.high_nibbles(packed))
+    high = simd.dot(simd.zeros_i32x8(), even, simd.load_i8x32(x, at), odd, simd.load_i8x32(x, at + 32))
+    both = simd.dot(simd.mul_256(high), even, simd.load_i8x32(x, at + 64), odd, simd.load_i8x32(x, at + 96))
+    return simd.int32_to_float32(both)
 
 
 @inline_jit
-def dot_mxfp4(blocks, scales, row, x, offsets, x_scales, j, B):
-    """Row `row` of packed weights times row j of x (see round_to_int16), both of B blocks, an even number; all flat.
+def dot_mxfp4(blocks, scales, row, x, compensation, x_scales, j, B):
+    """Row `row` of packed weights times row j of quantized x, both of B blocks, an even number. All arrays are flat.
 
-    Most of a decoded token's time is spent here. The blocks' sums are scaled and added to 2 x 8 running sums, which
-    only the end of the row adds up. Eight blocks at a time, because eight scales cost no more than one.
+    Most of a decoded token's time is spent here. Each block's sums are scaled and added to running sums of eight lanes,
+    which are added up at the end of the row. There are two of them, so that an fma need not wait for the one before.
+    Eight blocks are taken at a time, because eight scales cost no more than one.
     """
-    total, other, excess = zeros_f32x8(), zeros_f32x8(), zeros_f32x8()  # an addition waits for the one before
+    total, other, compensated = simd.zeros_f32x8(), simd.zeros_f32x8(), simd.zeros_f32x8()
     w, at, s = 16 * row * B, 64 * j * B, j * B
     for b in range(0, B // 8 * 8, 8):
-        prefetch(blocks, w + AHEAD)  # the processor fetches ahead by itself, but not far enough
-        prefetch(blocks, w + AHEAD + 64)
-        scale = block_scales(load_u8x8(scales, row * B + b), load_f32x8(x_scales, s + b))
-        excess = fma(scale, to_float(load_i32x8(offsets, s + b)), excess)
-        total = fma(two_blocks(blocks, w, x, at), spread_0_1(scale), total)
-        other = fma(two_blocks(blocks, w + 32, x, at + 128), spread_2_3(scale), other)
-        total = fma(two_blocks(blocks, w + 64, x, at + 256), spread_4_5(scale), total)
-        other = fma(two_blocks(blocks, w + 96, x, at + 384), spread_6_7(scale), other)
+        simd.prefetch(blocks, w + AHEAD)
+        simd.prefetch(blocks, w + AHEAD + 64)
+        scale = simd.mul_e8m0(simd.load_u8x8(scales, row * B + b), simd.load_f32x8(x_scales, s + b))
+        compensated = simd.fma(scale, simd.int32_to_float32(simd.load_i32x8(compensation, s + b)), compensated)
+        total = simd.fma(two_blocks(blocks, w, x, at), simd.spread_0_1(scale), total)
+        other = simd.fma(two_blocks(blocks, w + 32, x, at + 128), simd.spread_2_3(scale), other)
+        total = simd.fma(two_blocks(blocks, w + 64, x, at + 256), simd.spread_4_5(scale), total)
+        other = simd.fma(two_blocks(blocks, w + 96, x, at + 384), simd.spread_6_7(scale), other)
         w, at = w + 128, at + 512
     for b in range(B // 8 * 8, B, 2):
-        scale = block_scales(load_pair_u8x8(scales, row * B + b), load_pair_f32x8(x_scales, s + b))
-        sums = add(two_blocks(blocks, w, x, at), to_float(load_apart_i32x8(offsets, s + b)))
-        total = fma(sums, scale, total)
+        scale = simd.mul_e8m0(simd.load_pair_u8x8(scales, row * B + b), simd.load_pair_f32x8(x_scales, s + b))
+        sums = simd.int32_to_float32(simd.load_apart_i32x8(compensation, s + b))
+        total = simd.fma(simd.add(two_blocks(blocks, w, x, at), sums), scale, total)
         w, at = w + 32, at + 128
-    return sum_lanes(add(add(total, other), excess))
+    return simd.reduce_add(simd.add(simd.add(total, other), compensated))
 
 
 @jit
-def swiglu(gate, up, limit):
+def swiglu_of_two(gate, up, limit):
     """Clamped SwiGLU of one gate and one up. See gptoss.swiglu."""
     gate, up = min(gate, limit), min(max(up, -limit), limit)
     return gate / (np.float32(1) + np.exp(np.float32(-1.702) * gate)) * (up + np.float32(1))
 
 
 @parallel_jit
-def stream_mxfp4(workers, x, offsets, x_scales, tokens, groups, blocks, scales, bias, limit, y):
-    """y [J, M]: for each group (e, first, last), x of its tokens, rounded to int16, times expert e's weights [M, N]^T,
-    and its bias [M]. Where y has M/2 columns: SwiGLU of that, of which rows 2f are gates and rows 2f + 1 ups.
+def stream_mxfp4(workers, x, compensation, x_scales, tokens, groups, blocks, scales, bias, gated, limit, y):
+    """y [J, M]: for each group (e, first, last), the quantized x of tokens[first:last] times expert e's weights
+    [M, N]^T, plus its bias [M]. If gated, y [J, M/2] is SwiGLU of that: rows 2m are gates, rows 2m + 1 ups.
 
     A worker has its share of the rows of every expert, one after the other as they lie in memory.
     """
     (_, M, B, _), results = blocks.shape, y.shape[1]
-    gated = results < M
-    x, offsets, x_scales = x.reshape(-1), offsets.reshape(-1), x_scales.reshape(-1)
+    x, compensation, x_scales = x.reshape(-1), compensation.reshape(-1), x_scales.reshape(-1)
     blocks, scales = blocks.reshape(-1), scales.reshape(-1)
     for worker in prange(workers):
         for g in range(len(groups)):
@@ -153,78 +146,81 @@ def stream_mxfp4(workers, x, offsets, x_scales, tokens, groups, blocks, scales, 
             for m in range(results * worker // workers, results * (worker + 1) // workers):
                 row = 2 * m if gated else m
                 for j in range(first, last):  # the rows stay in the level-1 cache
-                    out = dot_mxfp4(blocks, scales, e * M + row, x, offsets, x_scales, tokens[j], B)
-                    out += widen(bias[e, row])
+                    out = dot_mxfp4(blocks, scales, e * M + row, x, compensation, x_scales, tokens[j], B)
+                    out += bf16_to_float32(bias[e, row])
                     if gated:
-                        up = dot_mxfp4(blocks, scales, e * M + row + 1, x, offsets, x_scales, tokens[j], B)
-                        out = swiglu(out, up + widen(bias[e, row + 1]), limit)
+                        up = dot_mxfp4(blocks, scales, e * M + row + 1, x, compensation, x_scales, tokens[j], B)
+                        out = swiglu_of_two(out, up + bf16_to_float32(bias[e, row + 1]), limit)
                     y[j, m] = out
 
 
-# ---- Many tokens: convert sixteen rows, multiply them by all tokens -------------------------------------------------
-
+# ---- Many tokens: unpack sixteen rows, multiply them by all tokens --------------------------------------------------
 
 @inline_jit
-def eight_rows(blocks, at, stride):
-    """One block of each of eight rows, `stride` bytes apart -> eight vectors of the bytes of `look_up_offset`: of each
-    row the four even elements of its first four bytes, the four odd ones, the even ones of the next four bytes, ..."""
-    a, b, c, d = load_columns_u8x32(blocks, at, stride)
-    return (look_up_offset(low_nibbles(a)), look_up_offset(high_nibbles(a)), look_up_offset(low_nibbles(b)),
-            look_up_offset(high_nibbles(b)), look_up_offset(low_nibbles(c)), look_up_offset(high_nibbles(c)),
-            look_up_offset(low_nibbles(d)), look_up_offset(high_nibbles(d)))  # fmt: skip
+def unpack_eight_rows(blocks, at, stride):
+    """One block of each of eight rows, `stride` bytes apart -> eight vectors of doubled weights plus 12. They hold, of
+    each row, the four even elements of its first four bytes, the four odd ones, the even ones of the next four, ..."""
+    a, b, c, d = simd.load_columns_u8x32(blocks, at, stride)
+    return (simd.look_up_e2m1(simd.low_nibbles(a)), simd.look_up_e2m1(simd.high_nibbles(a)),
+            simd.look_up_e2m1(simd.low_nibbles(b)), simd.look_up_e2m1(simd.high_nibbles(b)),
+            simd.look_up_e2m1(simd.low_nibbles(c)), simd.look_up_e2m1(simd.high_nibbles(c)),
+            simd.look_up_e2m1(simd.low_nibbles(d)), simd.look_up_e2m1(simd.high_nibbles(d)))
 
 
 @inline_jit
 def add_products(sums, even, odd, more_even, more_odd, x, at):
-    """To the four sums are added eight rows' products, and eight more rows', with the eight x whose bytes begin at
-    `at`: high bytes and low ones apart, because an addition waits for the one before."""
-    A, B, a, b = sums
-    x_even, x_odd = load_splat_i8x32(x, at), load_splat_i8x32(x, at + 32)
-    A, B = dot(A, even, x_even, odd, x_odd), dot(B, more_even, x_even, more_odd, x_odd)
-    x_even, x_odd = load_splat_i8x32(x, at + 64), load_splat_i8x32(x, at + 96)
-    return A, B, dot(a, even, x_even, odd, x_odd), dot(b, more_even, x_even, more_odd, x_odd)
+    """Adds products with the eight x whose bytes begin at `at` to the four sums: eight rows' and eight more rows', with
+    the high bytes and with the low ones. Apart, so that no addition has to wait for the one before."""
+    high, more_high, low, more_low = sums
+    x_even, x_odd = simd.load_splat_i8x32(x, at), simd.load_splat_i8x32(x, at + 32)
+    high, more_high = simd.dot(high, even, x_even, odd, x_odd), simd.dot(more_high, more_even, x_even, more_odd, x_odd)
+    x_even, x_odd = simd.load_splat_i8x32(x, at + 64), simd.load_splat_i8x32(x, at + 96)
+    low, more_low = simd.dot(low, even, x_even, odd, x_odd), simd.dot(more_low, more_even, x_even, more_odd, x_odd)
+    return high, more_high, low, more_low
 
 
 @jit
-def sixteen_rows(x, offsets, x_scales, tokens, blocks, scales, row, B, columns, sums):
-    """sums [len(tokens), 16] = x of the tokens, rounded to int16, times rows `row` to row + 15 of packed weights.
+def multiply_sixteen_rows(x, compensation, x_scales, tokens, blocks, scales, row, B, columns, sums):
+    """sums [len(tokens), 16] = quantized x of the tokens times rows `row` to row + 15 of packed weights.
 
-    The arithmetic of `dot_mxfp4`, but a lane is a row here. A block of sixteen rows is converted once, and stays in
-    registers until it has met all tokens. columns [16 B] is for the scales, side by side.
+    The arithmetic is that of dot_mxfp4, but a lane is a row here. A block of sixteen rows is unpacked once, and stays
+    in registers until it has met all tokens. columns [16 B] is room for the scales, side by side.
     """
     for r in range(16):
         for b in range(B):
             columns[16 * b + r] = scales[(row + r) * B + b]
-    one = splat_f32x8(np.float32(1))
+    one = simd.splat_f32x8(np.float32(1))
     sums[:] = 0
     for b in range(B):
         at = 16 * (row * B + b)
-        w, v = eight_rows(blocks, at, 16 * B), eight_rows(blocks, at + 8 * 16 * B, 16 * B)
-        w_scale = block_scales(load_u8x8(columns, 16 * b), one)
-        v_scale = block_scales(load_u8x8(columns, 16 * b + 8), one)
+        w, v = unpack_eight_rows(blocks, at, 16 * B), unpack_eight_rows(blocks, at + 8 * 16 * B, 16 * B)
+        w_scale = simd.mul_e8m0(simd.load_u8x8(columns, 16 * b), one)
+        v_scale = simd.mul_e8m0(simd.load_u8x8(columns, 16 * b + 8), one)
         for r in range(16):
-            prefetch(blocks, at + 16 * B * r + 128)
+            simd.prefetch(blocks, at + 16 * B * r + 128)
         for j in range(len(tokens)):
             s = tokens[j] * B + b
-            x_scale, excess = load_splat_f32x8(x_scales, s), load_splat_i32x8(offsets, s)
-            at = 128 * (tokens[j] * ((B + 1) // 2) + b // 2) + b % 2 * 16  # see `place`
-            four = zeros_i32x8(), zeros_i32x8(), excess, excess
+            x_scale, start = simd.load_splat_f32x8(x_scales, s), simd.load_splat_i32x8(compensation, s)
+            at = 128 * (tokens[j] * ((B + 1) // 2) + b // 2) + b % 2 * 16  # where this block's x begin, deinterleaved
+            four = simd.zeros_i32x8(), simd.zeros_i32x8(), start, start
             four = add_products(four, w[0], w[1], v[0], v[1], x, at)
             four = add_products(four, w[2], w[3], v[2], v[3], x, at + 4)
             four = add_products(four, w[4], w[5], v[4], v[5], x, at + 8)
-            high, other_high, low, other_low = add_products(four, w[6], w[7], v[6], v[7], x, at + 12)
-            total, other = to_float(add(times_256(high), low)), to_float(add(times_256(other_high), other_low))
-            store(sums, 16 * j, fma(total, times(w_scale, x_scale), load_f32x8(sums, 16 * j)))
-            store(sums, 16 * j + 8, fma(other, times(v_scale, x_scale), load_f32x8(sums, 16 * j + 8)))
+            high, more_high, low, more_low = add_products(four, w[6], w[7], v[6], v[7], x, at + 12)
+            total = simd.int32_to_float32(simd.add(simd.mul_256(high), low))
+            more = simd.int32_to_float32(simd.add(simd.mul_256(more_high), more_low))
+            total = simd.fma(total, simd.mul(w_scale, x_scale), simd.load_f32x8(sums, 16 * j))
+            more = simd.fma(more, simd.mul(v_scale, x_scale), simd.load_f32x8(sums, 16 * j + 8))
+            simd.store(sums, 16 * j, total)
+            simd.store(sums, 16 * j + 8, more)
 
 
 @parallel_jit
-def multiply_mxfp4(workers, x, offsets, x_scales, tokens, groups, blocks, scales, bias, limit, y):
+def multiply_mxfp4(workers, x, compensation, x_scales, tokens, groups, blocks, scales, bias, gated, limit, y):
     """The same as stream_mxfp4. A worker has every `workers`-th sixteen rows of each expert, and takes MANY tokens at a
     time, whose x stay in its level-2 cache."""
     _, M, B, _ = blocks.shape
-    gated = y.shape[1] < M
-    x, offsets, x_scales = x.reshape(-1), offsets.reshape(-1), x_scales.reshape(-1)
+    x, compensation, x_scales = x.reshape(-1), compensation.reshape(-1), x_scales.reshape(-1)
     blocks, scales = blocks.reshape(-1), scales.reshape(-1)
     for worker in prange(workers):
         columns, sums = np.empty(16 * B, np.uint8), np.empty(16 * MANY, np.float32)
@@ -233,12 +229,12 @@ def multiply_mxfp4(workers, x, offsets, x_scales, tokens, groups, blocks, scales
             for start in range(first, last, MANY):
                 some = tokens[start : min(start + MANY, last)]
                 for m in range(16 * worker, M, 16 * workers):
-                    sixteen_rows(x, offsets, x_scales, some, blocks, scales, e * M + m, B, columns, sums)
+                    multiply_sixteen_rows(x, compensation, x_scales, some, blocks, scales, e * M + m, B, columns, sums)
                     for j in range(len(some)):
                         for r in range(0, 16, 2):
-                            gate = sums[16 * j + r] + widen(bias[e, m + r])
-                            up = sums[16 * j + r + 1] + widen(bias[e, m + r + 1])
+                            gate = sums[16 * j + r] + bf16_to_float32(bias[e, m + r])
+                            up = sums[16 * j + r + 1] + bf16_to_float32(bias[e, m + r + 1])
                             if gated:
-                                y[start + j, (m + r) // 2] = swiglu(gate, up, limit)
+                                y[start + j, (m + r) // 2] = swiglu_of_two(gate, up, limit)
                             else:
                                 y[start + j, m + r], y[start + j, m + r + 1] = gate, up

@@ -24,7 +24,7 @@ import mxfp4
 import simd
 from gptoss import MXFP4, dequantize, float32_to_bf16, quantize_int8
 from kernels import FEW, FEW_MXFP4, KEYS
-from mxfp4 import MANY, place
+from mxfp4 import MANY, deinterleaved
 
 U = 2.0**-24
 TOKENS = (1, 2, FEW, FEW + 1, 23)
@@ -63,24 +63,24 @@ def packed(rng, *shape, low=118, high=124):
 
 
 @njit
-def widen_all(x, out):
+def convert_all(x, out):
     for i in range(len(x)):
-        out[i] = simd.widen(x[i])
+        out[i] = simd.bf16_to_float32(x[i])
 
 
-def test_widen():
+def test_bf16_to_float32():
     bits = np.arange(2**16, dtype=np.uint16)
     out = np.empty(2**16, np.float32)
-    widen_all(bits, out)
+    convert_all(bits, out)
     assert np.array_equal(out.view(np.uint32), gptoss.bf16_to_float32(bits).view(np.uint32))  # every pattern, nan's too
-    widen_all(out, again := np.empty_like(out))
+    convert_all(out, again := np.empty_like(out))
     assert np.array_equal(again.view(np.uint32), out.view(np.uint32))
 
 
-def test_place():
+def test_deinterleaved():
     """Of each two blocks the even elements and then the odd ones."""
     expected = [*range(0, 64, 2), *range(1, 64, 2)]
-    assert [expected[place(i)] for i in range(320)] == 5 * list(range(64))
+    assert [expected[deinterleaved(i)] for i in range(320)] == 5 * list(range(64))
 
 
 def in_bytes(n):
@@ -102,7 +102,7 @@ def multiply_mxfp4(blocks, scales, x, offsets, x_scales, tokens=None):
     tokens = np.arange(len(x)) if tokens is None else np.array(tokens)
     y, x_scales = np.empty((len(tokens), len(blocks)), np.float32), np.resize(x_scales, offsets.shape)
     mxfp4.multiply_mxfp4(2, x, offsets, x_scales, tokens, np.array([[0, 0, len(tokens)]]), blocks[None], scales[None],
-                           np.zeros((1, len(blocks)), np.uint16), np.float32(7), y)
+                           np.zeros((1, len(blocks)), np.uint16), False, np.float32(7), y)
     return y.T
 
 
@@ -159,10 +159,10 @@ def test_multiply_mxfp4(B):
     ends = np.cumsum(list(sizes.values()))
     groups = np.array([[e, end - sizes[e], end] for e, end in zip(sizes, ends, strict=True)])
     tokens = rng.integers(0, len(x), ends[-1])
-    rounded_x = mxfp4.rounded_to_int16(x)
+    rounded_x = mxfp4.quantize_activations(x)
     for workers in (1, 2, 5):  # more than there are sixteens of rows
         y = np.full((len(tokens), M), np.nan, np.float32)
-        mxfp4.multiply_mxfp4(workers, *rounded_x, tokens, groups, *w, bias, np.float32(7), y)
+        mxfp4.multiply_mxfp4(workers, *rounded_x, tokens, groups, *w, bias, False, np.float32(7), y)
         for e, first, last in groups:
             exact = x[tokens[first:last]].astype(np.float64) @ dequantize(MXFP4(*(part[e] for part in w))).T
             exact += gptoss.bf16_to_float32(bias[e])
@@ -196,32 +196,32 @@ def test_scales(byte):
 
 
 @pytest.mark.parametrize(("M", "row", "B"), [(16, 0, 1), (48, 16, 3), (80, 64, 5), (32, 16, 90)])
-def test_widen_rows(M, row, B):
+def test_convert_rows(M, row, B):
     """Sixteen rows side by side, exactly: bf16, int8."""
     rng, N = np.random.default_rng(M), 32 * B
     tile = np.empty(16 * N, np.float32)
 
     def widened(weight, scales):
-        widen_rows(weight, scales, row, tile)
+        convert_rows(weight, scales, row, tile)
         return tile.reshape(N, 16).T
 
     weight = bf16(rng, M, N)
-    assert np.array_equal(widened(weight, kernels.NONE), gptoss.bf16_to_float32(weight)[row : row + 16])
+    assert np.array_equal(widened(weight, kernels.NO_SCALES), gptoss.bf16_to_float32(weight)[row : row + 16])
     weight = quantize_int8(weight)
     expected = weight.values * np.repeat(gptoss.bf16_to_float32(weight.scales), 32, axis=1)
     assert np.array_equal(widened(*weight), expected[row : row + 16])
 
 
-def test_widen_rows_that_are_not_there():
+def test_convert_rows_that_are_not_there():
     """Of 19 rows of 75 (int8: a short last block) the second sixteen has three, and the last one fills it."""
     weight, tile = bf16(np.random.default_rng(0), 19, 75), np.empty(16 * 75, np.float32)
     rows = [16, 17, *[18] * 14]
-    widen_rows(weight, kernels.NONE, 16, tile)
+    convert_rows(weight, kernels.NO_SCALES, 16, tile)
     assert np.array_equal(tile.reshape(75, 16).T, gptoss.bf16_to_float32(weight)[rows])
     weight = quantize_int8(weight)
     assert weight.scales.shape == (19, 3)
     expected = weight.values * np.repeat(gptoss.bf16_to_float32(weight.scales), 32, axis=1)[:, :75]
-    widen_rows(*weight, 16, tile)
+    convert_rows(*weight, 16, tile)
     assert np.array_equal(tile.reshape(75, 16).T, expected[rows])
 
 
@@ -248,8 +248,8 @@ def test_group():
 
 
 @njit
-def widen_rows(weight, scales, row, tile):
-    kernels.widen_rows(weight, scales, row, tile)
+def convert_rows(weight, scales, row, tile):
+    kernels.convert_rows(weight, scales, row, tile)
 
 
 @njit
@@ -275,14 +275,14 @@ def transpose(array, i, stride, columns):
 
 
 def rounded(x):
-    """What round_to_int16 makes of x [J, N], as x stands: integers [J, N], offsets and scales [J, N/32]."""
-    parts, offsets, scales = mxfp4.rounded_to_int16(x)
+    """What quantize_activations makes of x [J, N], as x stands: integers [J, N], offsets and scales [J, N/32]."""
+    parts, offsets, scales = mxfp4.quantize_activations(x)
     n = 256 * parts[:, :, 0].astype(np.int64) + parts[:, :, 1]
-    return n.reshape(len(x), -1)[:, [i // 64 * 64 + place(i) for i in range(x.shape[1])]], offsets, scales
+    return n.reshape(len(x), -1)[:, [i // 64 * 64 + deinterleaved(i) for i in range(x.shape[1])]], offsets, scales
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-3, 1, 1e4, 1e30])
-def test_round_to_int16(size):
+def test_quantize_activations(size):
     """To the nearest of 65,279 steps: half a step off, and 0.004 for float32's rounding of a number near 32,639."""
     rng, most = np.random.default_rng(1), 127 * 256 + 127
     x = normal(rng, 5, 128) * np.float32(size)
@@ -299,7 +299,7 @@ def test_round_to_int16(size):
     np.testing.assert_array_equal(n[2, 1], 0)
 
 
-def test_round_to_int16_of_almost_nothing():
+def test_quantize_activations_of_almost_nothing():
     """Where 32639 / peak would overflow all is taken for 0."""
     n, offsets, scales = rounded(np.full((1, 64), 1e-40, np.float32))
     assert not n.any() and not offsets.any() and 0 <= scales[0, 0] <= 1e-44
@@ -311,7 +311,7 @@ def test_swiglu():
     gate, up = (part.reshape(-1) for part in np.meshgrid(values, np.r_[values, -np.inf]))
     with np.errstate(over="ignore"):
         expected = gptoss.swiglu(np.stack([gate, up], axis=-1).reshape(-1), 7.0)
-    found = np.array([mxfp4.swiglu(g, u, np.float32(7)) for g, u in zip(gate, up, strict=True)], np.float32)
+    found = np.array([mxfp4.swiglu_of_two(g, u, np.float32(7)) for g, u in zip(gate, up, strict=True)], np.float32)
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-37)
     assert np.isnan(found[np.isnan(gate) | np.isnan(up)]).all()
 
@@ -642,7 +642,7 @@ def test_attention_over_the_cache(dtype):
             gptoss.write(kv[:, :, -T:], *new)
             expected = kv[:, :, -T:].copy()
             kv[:, :, -T:] = 0
-            kernels.write(kv[:, :, -T:], *new)
+            kernels.store_kv(kv[:, :, -T:], *new)
             assert np.array_equal(kv[:, :, -T:], expected)
             found, expected = (o.attention(q, k, v, sinks, window) for o in (kernels, gptoss))
             close(found, expected, 2 * U * (6 * np.sqrt(10) + np.sqrt(k.shape[1])))
@@ -683,7 +683,7 @@ def exact_dots():
 
 def assembly():
     """What dot_mxfp4 is compiled to here and now (a function from the cache does not say)."""
-    dot = njit(fastmath=simd.SUMS)(mxfp4.dot_mxfp4.py_func)
+    dot = njit(fastmath=simd.FASTMATH)(mxfp4.dot_mxfp4.py_func)
     dot(np.zeros(32, np.uint8), np.zeros(2, np.uint8), 0, np.zeros(128, np.int8), np.zeros(2, np.int32),
         np.zeros(2, np.float32), 0, 2)
     return "\n".join(dot.inspect_asm().values())
