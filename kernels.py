@@ -43,7 +43,7 @@ def rms_norm(x, weight, eps):
             total += x[t, n] * x[t, n]
         rms = np.sqrt(total / np.float32(x.shape[1]) + np.float32(eps))
         for n in range(x.shape[1]):
-            y[t, n] = x[t, n] / rms * bf16_to_float32(weight[n])
+            y[t, n] = x[t, n] / rms * weight[n]
     return y
 
 
@@ -429,8 +429,9 @@ def mixture(workers, few, x, chosen, weights, up, up_scales, up_bias, down, down
     tokens, places, groups = group(chosen, E)
     h, results, y = np.empty((J, 32 * B), np.float32), np.empty((J, N), np.float32), np.zeros((T, N), np.float32)
     streamed = J <= few * len(groups) and N % 64 == B % 2 == 0  # dot_mxfp4 takes two blocks at a time
-    expert_linear(streamed, workers, x, tokens, groups, up, up_scales, up_bias, True, limit, h)
-    expert_linear(streamed, workers, h, np.arange(J), groups, down, down_scales, down_bias, False, limit, results)
+    gated = up.shape[1] == 2 * h.shape[1]  # always so; but for a literal True and False Numba would compile all twice
+    expert_linear(streamed, workers, x, tokens, groups, up, up_scales, up_bias, gated, limit, h)
+    expert_linear(streamed, workers, h, np.arange(J), groups, down, down_scales, down_bias, not gated, limit, results)
     for t in range(T):  # in one thread: few additions beside those of the products
         for i in range(len(weights[t])):
             for n in range(N):
@@ -442,3 +443,32 @@ def experts(x, chosen, weights, layer, limit):
     """Mixture of experts: x [T, N] -> [T, N]; chosen, weights [T, K]. See gptoss.experts."""
     up, down = (*layer.gate_up, layer.gate_up_bias), (*layer.down, layer.down_bias)
     return mixture(numba.get_num_threads(), FEW_MXFP4, x, chosen, weights, *up, *down, np.float32(limit))
+
+
+# ---- Compiling ahead of use -----------------------------------------------------------------------------------------
+
+def compile_all():
+    """Compiles all that a model of bf16 and MXFP4 weights uses, by calling it with small arrays of the same types. Yields
+    the name of each operation that is compiled. Afterwards simd.all_compiled() is true."""
+    def mapped(*shape, dtype=np.uint16):  # arrays in a file are read-only, and Numba compiles for those apart
+        array = np.zeros(shape, dtype)
+        array.flags.writeable = False
+        return array
+
+    T = FEW + 1
+    x, heads, kv = np.zeros((T, 32), np.float32), np.zeros((T, 2, 8), np.float32), np.zeros((2, 2, T + 1, 8), np.uint16)
+    kv, angles, chosen = kv[:, :, :T], heads[:, :, :4].copy(), np.zeros((T, 1), np.int64)
+    expert = mapped(1, 64, 1, 16, dtype=np.uint8), mapped(1, 64, 1, dtype=np.uint8), mapped(1, 64)
+    calls = {
+        "rms_norm": lambda: rms_norm(x, x[0], 1e-5),
+        "linear": lambda: [linear(x[:n], mapped(32, 32), bias) for n in (1, T) for bias in (None, mapped(32))],
+        "rotate": lambda: rotate(heads, angles, angles),
+        "store_kv": lambda: store_kv(kv, heads, heads),
+        "attention": lambda: attention(heads, kv[0], kv[1], mapped(2), T),
+        "route": lambda: route(x, 1),
+        "experts": lambda: mixture(1, 0, x, chosen, angles[:, 0, :1].copy(), *expert, *(a[:, :32] for a in expert), np.float32(7)),
+    }
+    for name, call in calls.items():
+        call()
+        yield name
+    simd.all_compiled(now=True)
