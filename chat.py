@@ -1,27 +1,30 @@
 """A chat in the terminal: `python chat.py` talks to the small model in nano/, `--model DIR` to any gpt-oss checkpoint.
 
-It ties the other files together: messages to ids (harmony.py), ids to more ids (gptoss.py), those to messages again, as
-they come. The thoughts of the model (channel "analysis") are shown dim, the answer (channel "final") bright.
+What is said, and to whom, is conversation.py's. This file is the screen and the keyboard: the thoughts of the model
+(channel "analysis") are shown dim, its answer (channel "final") bright.
 """
 
 import argparse
-import re
+import math
+import subprocess
 import sys
 import time
 from contextlib import closing, suppress
-from datetime import date
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
 import gptoss
+import kernels
+import simd
 import tokenizer as tokenizers
-from checkpoint import read_json
-from harmony import EFFORTS, HarmonyError, Message, StreamParser, SystemContent, render
+from checkpoint import expect_number
+from conversation import Conversation, LocalEngine
+from harmony import EFFORTS
 
-CHANNELS = SystemContent.valid_channels  # analysis, commentary, final
 HERE = Path(__file__).resolve().parent
+SMALL = 50e6  # bytes of a checkpoint with which NumPy alone keeps up a conversation
 HELP = """\
 /effort low|medium|high   how long to think before answering (now: {effort})
 /reset                    forget the conversation
@@ -30,102 +33,68 @@ HELP = """\
 Ctrl-C stops a reply and keeps the conversation."""
 
 
-def channel_of(message):
-    """The channel a message is meant for: models write things like "commentary?", and some leave it out."""
-    name = re.match("[a-z]*", message.channel or "")[0]
-    return name if name in CHANNELS else "final"
+# ---- The model, at once ---------------------------------------------------------------------------------------------
+
+class Changeover(gptoss.Model):
+    """A model that computes in NumPy until the kernels are compiled."""
+    changed = False
+
+    def __call__(self, *args, **kwargs):
+        if not self.changed and simd.all_compiled():
+            self.operations, self.changed = gptoss.operations_of("numba"), True
+        return super().__call__(*args, **kwargs)
 
 
-def called(message):
-    """The tool that a message calls, or None: "to=assistant" and a bare content type are slips, not calls."""
-    name = (message.recipient or "").partition("<|")[0]
-    return None if name in ("", "assistant", "user", "all", *CHANNELS) else name
+def load(directory, screen):
+    """The model, computing with the kernels. Those are compiled once, which takes half a minute.
+
+    A small model does not wait for that. It answers through NumPy while a process of its own compiles, and changes over
+    when that is done. The process goes on when this one ends, so that the next start finds all compiled.
+    """
+    if simd.all_compiled():
+        return gptoss.load(directory)
+    if sum(file.stat().st_size for file in directory.rglob("*.safetensors")) <= SMALL:
+        model = gptoss.load(directory, backend="numpy", model=Changeover)
+        begun = simd.DIRECTORY and simd.DIRECTORY / "begun"
+        if begun and not (begun.exists() and time.time() - begun.stat().st_mtime < 60):  # by a chat just before
+            begun.touch()
+            program = "import os, kernels; hasattr(os, 'nice') and os.nice(10); list(kernels.compile_all())"
+            subprocess.Popen([sys.executable, "-c", program], cwd=HERE, start_new_session=True,
+                             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return model
+    for n, operation in enumerate(kernels.compile_all(), 1):
+        screen.note(f"The first run compiles the kernels: {n} of {len(gptoss.OPERATIONS)}, {operation}")
+    return gptoss.load(directory)
 
 
-class Conversation:
-    """What was said so far, and the cache that holds as much of it as the model has already read."""
+class Measured:
+    """An engine that counts what another one reads and generates, and how long that takes."""
 
-    def __init__(self, model, tokenizer, effort="medium"):
-        self.model, self.tokenizer, self.effort = model, tokenizer, effort
-        self.reset()
+    def __init__(self, engine):
+        self.engine, self.context, self.stats = engine, engine.context, ""
 
-    def reset(self):
-        self.history = []  # user messages and answers; a finished turn's analysis is dropped, as OpenAI's guide says
-        self.cache, self.held = self.model.new_cache(), []  # held: the ids in the cache
+    def generate(self, tokens, **sampling):
+        ids = self.engine.generate(tokens, **sampling)
+        return self.count(ids, len(tokens), self.engine.cache.length)
 
-    def prompt(self, text):
-        """The ids that ask `text` after all that was said: system message, history, question, start of the answer."""
-        system = SystemContent(reasoning_effort=self.effort, conversation_start_date=date.today().isoformat())
-        messages = [Message("system", [system]), *self.history, Message("user", text)]
-        return render(messages, self.tokenizer)
-
-    def ask(self, text, **sampling):
-        """Yield the reply as it comes, in pieces (channel, text); channel "note" is this program speaking.
-
-        Raises ValueError, before anything is changed, if the question cannot be asked. Whatever ends the reply, what
-        was answered until then stays in the history.
-        """
-        ids = self.prompt(text)
-        known = next((n for n, (a, b) in enumerate(zip(ids[:-1], self.held, strict=False)) if a != b),
-                     min(len(ids) - 1, len(self.held)))
-        start = self.cache.rewind(known)
-        self.held = self.held[:start]
-        tokens = gptoss.generate(self.model, ids[start:], cache=self.cache, **sampling)
-        self.history.append(Message("user", text))
-        parser = StreamParser(self.tokenizer, role="assistant", strict=False)
-        said, began, prefilled = [], time.perf_counter(), None
+    def count(self, ids, length, known):
+        began, read, count = time.perf_counter(), 0.0, 0
         try:
-            for token in tokens:
-                prefilled = prefilled or time.perf_counter()
-                said.append(token)
-                yield from self._read(parser, token)
-                message = parser.messages[-1] if parser.messages else None
-                if message and (called(message) or channel_of(message) == "final" or message.role != "assistant"):
-                    break
-            else:
-                if said[-1] not in self.model.config.eos_token_id:
-                    yield "note", f"stopped after {len(said)} tokens"
+            for id in ids:
+                read, count = read or time.perf_counter() - began, count + 1
+                yield id
         finally:
-            self.held = (ids + said)[: self.cache.length]
-            self._keep(parser)
-        if parser.messages and called(parser.messages[-1]):
-            yield "note", f"the model called {called(parser.messages[-1])}, but no tools are offered here"
-        self.stats = (f"{len(ids)} tokens of prompt, {start} of them known, read in {prefilled - began:.2f} s; "
-                      f"{len(said)} generated, {len(said) / (time.perf_counter() - prefilled):.1f} tokens/s")
+            rate = count / max(time.perf_counter() - began - read, 1e-9)
+            self.stats = (f"{length} tokens of prompt, {known} of them known, read in {read:.2f} s; "
+                          f"{count} generated, {rate:.1f} tokens/s")
 
-    def _read(self, parser, token):
-        before = len(parser.messages), parser.state
-        try:
-            parser.feed(token)
-        except HarmonyError:
-            if parser.state == "Header":  # it stopped in a header that is not text: nothing to show
-                return
-            # a header the model got wrong; what follows is most likely meant for the user
-            special, encode = self.tokenizer.special_tokens, self.tokenizer.encode
-            for repair in (special["<|start|>"], *encode("assistant"), special["<|channel|>"], *encode("final"),
-                           special["<|message|>"]):
-                parser.feed(repair)
-            if token != special["<|message|>"]:
-                parser.feed(token)
-        if before == (len(parser.messages) - 1, "Header"):  # stopped in its header: the parser saved it
-            yield channel_of(parser.messages[-1]), parser.messages[-1].content
-        elif parser.state == "Content" and parser.last_content_delta:
-            yield channel_of(Message("assistant", "", channel=parser.current_channel)), parser.last_content_delta
 
-    def _keep(self, parser):
-        """Add what the model said to the user to the history, finished or not."""
-        if parser.state == "Content":
-            parser.finish()
-        for message in parser.messages:
-            channel = channel_of(message)
-            if message.content and message.role == "assistant" and channel != "analysis" and not called(message):
-                self.history.append(Message("assistant", message.content, channel=channel))
-
+# ---- The screen -----------------------------------------------------------------------------------------------------
 
 class Screen:
     """Prints a reply: to a terminal all of it, thoughts dim; to a pipe or a file the answer alone."""
 
-    STYLES = {"analysis": "dim", "commentary": "cyan", "final": "bold", "note": "yellow"}
+    STYLES = {"analysis": "dim", "commentary": "cyan", "call": "magenta", "final": "bold", "note": "yellow"}
 
     def __init__(self):
         self.console = Console(highlight=False, soft_wrap=True)
@@ -138,7 +107,7 @@ class Screen:
             if not self.terminal:
                 if channel == "note":
                     print(f"chat.py: {text}", file=sys.stderr)
-                elif channel != "analysis":
+                elif channel == "final":
                     print(text, end="", flush=True)
                     shown = channel
                 continue
@@ -177,7 +146,7 @@ def converse(chat, screen, sampling, stats):
         if command == "/help":
             screen.note(HELP.format(effort=chat.effort))
         elif command == "/reset":
-            chat.reset()
+            chat.messages.clear()
             screen.note("The conversation is forgotten.")
         elif command == "/stats":
             stats = not stats
@@ -203,13 +172,7 @@ def answer(chat, screen, text, sampling, stats):
     with closing(chat.ask(text, **sampling)) as pieces:
         screen.show(pieces)
     if stats:
-        screen.note(chat.stats)
-
-
-def default_temperature(directory):
-    """1, as OpenAI recommends, unless the checkpoint's generation_config.json says do_sample false: then 0, greedy."""
-    path = directory / "generation_config.json"
-    return 0.0 if path.exists() and read_json(path).get("do_sample") is False else 1.0
+        screen.note(chat.engine.stats)
 
 
 class Arguments(argparse.ArgumentParser):
@@ -217,29 +180,33 @@ class Arguments(argparse.ArgumentParser):
         self.exit(2, f"chat.py: {message}\n")
 
 
+def number(kind, low, high=math.inf):
+    """A type for argparse: an int or a float from low to high."""
+    def error(message):
+        return argparse.ArgumentTypeError(message.removeprefix(": "))
+
+    def parse(text):
+        value = None
+        with suppress(ValueError):
+            value = kind(text)
+        return expect_number(value, kind, low, high, error, "", repr(text))
+
+    return parse
+
+
 def parse_arguments(argv):
-    def at_least(low, kind, noun):
-        def parse(text):
-            try:
-                value = kind(text)
-            except ValueError:
-                value = None
-            if value is None or not low <= value < float("inf"):
-                raise argparse.ArgumentTypeError(f"expected {noun} of at least {low}, found {text!r}")
-            return value
-
-        return parse
-
-    whole = "an integer"
     parser = Arguments(description="Chat with a gpt-oss model.")
     parser.add_argument("--model", metavar="DIR", default=HERE / "nano", type=Path,
                         help="a checkpoint, HF or original/ layout (default: the small model in nano/)")
     parser.add_argument("--prompt", metavar="TEXT", help="answer this and exit")
+    parser.add_argument("--system", metavar="TEXT", help="instructions for the model, as its developer gives them")
     parser.add_argument("--effort", choices=EFFORTS, default="medium", help="how hard to think (default: medium)")
-    parser.add_argument("--temperature", type=at_least(0, float, "a number"),
+    parser.add_argument("--temperature", type=number(float, 0),
                         help="randomness; 0: always the likeliest token (default: as the checkpoint says, or 1)")
-    parser.add_argument("--seed", type=at_least(0, int, whole), help="the same seed gives the same reply")
-    parser.add_argument("--max-tokens", type=at_least(1, int, whole), help="longest reply, thoughts included")
+    parser.add_argument("--top-p", type=number(float, 1e-9, 1), default=1.0,
+                        help="draw from the likeliest tokens whose probabilities reach this (default: 1, all tokens)")
+    parser.add_argument("--seed", type=number(int, 0), help="the same seed gives the same reply")
+    parser.add_argument("--max-tokens", type=number(int, 1), help="longest reply, thoughts included")
     parser.add_argument("--stats", action="store_true", help="show tokens and tokens per second after each reply")
     args = parser.parse_args(argv)
     if args.prompt is not None and not args.prompt.strip():
@@ -253,12 +220,10 @@ def main(argv=None):
         stream.reconfigure(errors="surrogateescape" if stream is sys.stdin else "replace")
     screen = Screen()
     try:
-        if screen.terminal and not list((HERE / "__pycache__").glob("kernels.*.nbi")):
-            screen.note("The first run compiles the kernels: half a minute or less.")
-        model, tokenizer = gptoss.load(args.model), tokenizers.load(args.model)
-        chat = Conversation(model, tokenizer, args.effort)
-        temperature = default_temperature(args.model) if args.temperature is None else args.temperature
-        sampling = {"temperature": temperature, "seed": args.seed, "max_tokens": args.max_tokens}
+        model, tokenizer = load(args.model, screen), tokenizers.load(args.model)
+        chat = Conversation(Measured(LocalEngine(model)), tokenizer, effort=args.effort, instructions=args.system)
+        temperature = float(model.config.do_sample) if args.temperature is None else args.temperature
+        sampling = {"temperature": temperature, "top_p": args.top_p, "seed": args.seed, "max_tokens": args.max_tokens}
         if args.prompt is None:
             converse(chat, screen, sampling, args.stats)
         else:

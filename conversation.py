@@ -1,0 +1,181 @@
+"""A conversation with a model: what was said, what is asked next, and what the model makes of it. Without a screen.
+
+    question -> messages -> ids -> engine -> ids -> Reader -> pieces (channel, text), and messages again
+
+An engine is anything that continues ids: an object with
+
+    generate(tokens, *, max_tokens=None, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=None, stop=None,
+             logits_processor=None)     the ids that follow a whole prompt, as they come, a stop token last
+    context                             the most tokens, prompt and reply together
+
+LocalEngine is one that runs gptoss.py. Models do not always keep to the format that they were taught. What they meant
+is guessed here, by the Reader, and nowhere else: harmony.py reads what is right, and refuses the rest.
+"""
+
+import codecs
+import re
+from datetime import date as today
+from os.path import commonprefix
+
+import gptoss
+from harmony import ROLES, DeveloperContent, Message, SystemContent, render
+from tokenizer import TokenizerError
+
+CHANNELS = SystemContent.valid_channels  # analysis, commentary, final
+STOPS = ("<|end|>", "<|return|>", "<|call|>", "<|endoftext|>")  # the first: more follows; the others: this was all
+
+
+class LocalEngine:
+    """A model on this machine, with a cache. Of a prompt it reads only what differs from what the cache holds."""
+
+    def __init__(self, model):
+        self.model, self.context = model, model.config.max_position_embeddings
+        self.cache, self.held = model.new_cache(), []  # held: ids, the first cache.length of which have been read
+
+    def generate(self, tokens, **sampling):
+        """See above. Raises ValueError, at once, for arguments that gptoss.generate refuses."""
+        tokens = list(tokens)
+        known = commonprefix([self.held[: self.cache.length], tokens[:-1]])  # the last id is read for its logits
+        ids = gptoss.generate(self.model, tokens[self.cache.rewind(len(known)) :], cache=self.cache, **sampling)
+        self.held = held = tokens
+        return (held.append(id) or id for id in ids)
+
+
+class Conversation:
+    """Questions and answers. effort: how hard to think, "low", "medium" or "high". instructions: what a developer wants
+    of the model. date: that of the conversation, as "2025-08-05"; None: today's.
+
+    `messages` holds what later turns are rendered from: questions and answers, without the thoughts, which OpenAI's
+    guide drops once an answer is given.
+    """
+
+    def __init__(self, engine, tokenizer, *, effort="medium", instructions=None, date=None):
+        self.engine, self.tokenizer, self.messages = engine, tokenizer, []
+        self.effort, self.instructions, self.date = effort, instructions, date
+
+    def prompt(self, text):
+        """The ids that ask `text` after all that was said. Raises ValueError for what cannot be asked."""
+        date = self.date or today.today().isoformat()
+        messages = [Message("system", [SystemContent(reasoning_effort=self.effort, conversation_start_date=date)])]
+        if self.instructions is not None:
+            messages.append(Message("developer", [DeveloperContent(self.instructions)]))
+        return render([*messages, *self.messages, Message("user", text)], self.tokenizer)
+
+    def ask(self, text, **sampling):
+        """Yield the reply as it comes, in pieces (channel, text). The channels are the model's "analysis", "commentary"
+        and "final"; "call", what it tells a tool; and "note", in which this program says how the reply ended.
+
+        Raises ValueError, before anything is changed, if the question cannot be asked. However the reply ends, also by
+        an exception or by closing this generator, the question and what was answered until then are kept.
+        """
+        tokens = self.engine.generate(self.prompt(text), **sampling)
+        self.messages.append(Message("user", text))
+        reader, count = Reader(self.tokenizer), 0
+        try:
+            for id in tokens:
+                count += 1
+                yield from reader.feed(id)
+                if reader.over:
+                    break
+            yield from reader.finish()
+        finally:
+            self.messages += reader.answers()
+        if not reader.over:
+            yield "note", f"stopped after {count} tokens"
+        elif call := next((message for message in reader.messages if message.recipient), None):
+            yield "note", f"the model called {call.recipient}, but no tools are offered here"
+        elif not reader.answers():
+            yield "note", "the model ended its reply without an answer"
+
+
+class Reader:
+    """Messages out of the ids of a reply, whatever form they have, and pieces (channel, text) to show on the way.
+
+    Three rules. A special token is markup: it is never shown, and <|start|> begins a new message wherever it stands.
+    A message is for a tool only if its header says `to=`. A message whose header names no channel is shown when it is
+    clear what it was: a thought if the assistant goes on after it, else the answer.
+
+    `messages`: those read. `over`: whether the assistant has said that this was all, or speaks for somebody else.
+    """
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.over = tokenizer, False
+        self.special = {id: name for name, id in tokenizer.special_tokens.items()}
+        self.messages, self.unclear = [], None  # unclear: the last message, as long as it is not clear what it was
+        self._begin()
+
+    def _begin(self, started=False):
+        self.started, self.header = started, b""  # started: by <|start|>, and not only by the end of what was before
+        self.message = None  # comes with the end of the header
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, id):
+        """Yields what the next id makes clear."""
+        name = self.special.get(id)
+        try:
+            data = self.tokenizer.decode_bytes([id])
+        except TokenizerError:  # a vocabulary may be smaller than a model's
+            data = b"\xff"
+        if name == "<|start|>" or name == "<|channel|>" and self.message:
+            yield from self._end("<|end|>" if self.message else None)
+            self._begin(started=name == "<|start|>")
+        if name in STOPS:
+            yield from self._end(name)
+            self.over = self.over or name != "<|end|>"
+        elif self.message is None and name == "<|message|>":
+            yield from self._open()
+        elif self.message is None and name != "<|start|>":
+            self.header += data
+        elif name is None:
+            yield from self._add(self.decoder.decode(data))
+
+    def finish(self):
+        """The end of the ids: yields what has become clear by that."""
+        yield from self._end("<|return|>" if self.message or not self.started else None)
+        if self.unclear:
+            self.unclear.channel = "final"
+            yield "final", self.unclear.content
+
+    def answers(self):
+        """The messages to keep: what was said to the user, finished or not."""
+        messages = [*self.messages, self.message] if self.message else self.messages
+        return [Message("assistant", message.content, channel=message.channel or "final") for message in messages
+                if message.content and message.channel != "analysis" and message.recipient is None]
+
+    def _open(self):
+        """The header is complete, and says for whom the message is."""
+        header = self.header.decode(errors="replace")
+        role = re.match(r"\s*(?!to=)([^\s<]+)", header) if self.started else None
+        if role and not role[1].startswith("assistant"):
+            self.over = True
+            return
+        channel = re.search(rf"<\|channel\|>\s*({'|'.join(CHANNELS)})\b", header)
+        recipient = re.search(r"\bto=([^\s<]+)", header)
+        if recipient and recipient[1] in (*ROLES, *CHANNELS, "all"):  # nobody whom one calls
+            recipient = None
+        self.message = Message("assistant", "", channel=channel and channel[1], recipient=recipient and recipient[1])
+        if self.unclear:
+            thought, self.unclear = self.unclear, None
+            thought.channel = "analysis"
+            yield "analysis", thought.content
+
+    def _add(self, text):
+        self.message.content += text
+        if text and (self.message.recipient or self.message.channel):
+            yield "call" if self.message.recipient else self.message.channel, text
+
+    def _end(self, stop):
+        """The message is complete. If there is a header only, what is not markup in it is the content."""
+        text = self.decoder.decode(b"", final=True)
+        if self.message is None and stop:
+            header = self.header.decode(errors="replace")
+            text = re.sub(r"<\|channel\|>[^\s<]*|<\|\w+\|>|\bto=[^\s<]+", "", header).strip()
+            text = text.removeprefix("assistant").strip() if self.started else text
+            if text:
+                yield from self._open()
+        if self.message:
+            yield from self._add(text)
+            self.messages.append(self.message)
+            if not (self.message.channel or self.message.recipient):
+                self.unclear = self.message
+        self._begin()
