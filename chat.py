@@ -25,6 +25,11 @@ from harmony import EFFORTS
 
 HERE = Path(__file__).resolve().parent
 SMALL = 50e6  # bytes of a checkpoint with which NumPy alone keeps up a conversation
+COMPILE = """\
+import os, signal, kernels
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops a reply, and not this
+hasattr(os, "nice") and os.nice(10)  # Windows has none; the reply comes first
+list(kernels.compile_all())"""
 HELP = """\
 /effort low|medium|high   how long to think before answering (now: {effort})
 /reset                    forget the conversation
@@ -58,9 +63,8 @@ def load(directory, screen):
         begun = simd.DIRECTORY and simd.DIRECTORY / "begun"
         if begun and not (begun.exists() and time.time() - begun.stat().st_mtime < 60):  # by a chat just before
             begun.touch()
-            program = "import os, kernels; hasattr(os, 'nice') and os.nice(10); list(kernels.compile_all())"
-            subprocess.Popen([sys.executable, "-c", program], cwd=HERE, start_new_session=True,
-                             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            subprocess.Popen([sys.executable, "-c", COMPILE], cwd=HERE, stdin=subprocess.DEVNULL,
+                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         return model
     for n, operation in enumerate(kernels.compile_all(), 1):
         screen.note(f"The first run compiles the kernels: {n} of {len(gptoss.OPERATIONS)}, {operation}")

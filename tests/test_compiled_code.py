@@ -1,0 +1,123 @@
+"""Compiled code on disk: found again, never stale, and no obstacle when it is damaged or cannot be kept."""
+
+import hashlib
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import kernels
+import simd
+
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAM = """
+import numpy, kernels, simd
+print(simd.DIRECTORY)
+print(kernels.rms_norm(numpy.full((1, 4), 2, numpy.float32), numpy.ones(4, numpy.float32), 0.0).tolist())
+"""
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """The three files in a directory of their own."""
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in ("simd.py", "mxfp4.py", "kernels.py"):
+        shutil.copy(ROOT / name, home)
+    return home
+
+
+def run(home, program=PROGRAM, **environment):
+    """The directory that a process in `home` keeps its code in, None if in none; its result must be right."""
+    env = {name: value for name, value in os.environ.items() if name not in ("NUMBA_CACHE_DIR", "PYTHONPATH")}
+    env |= {"XDG_CACHE_HOME": str(home / "user"), "PYTHONDONTWRITEBYTECODE": "1"} | environment
+    done = subprocess.run([sys.executable, "-c", program], cwd=home, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    directory, result = done.stdout.splitlines()
+    assert result == "[[1.0, 1.0, 1.0, 1.0]]"
+    return None if directory == "None" else Path(directory)
+
+
+def contents(directory):
+    return {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in directory.iterdir()}
+
+
+def test_code_is_found_again(copy):
+    directory = run(copy)
+    assert directory.parent == copy / "__pycache__"
+    before = contents(directory)
+    assert {name.split("-")[0] for name in before} == {"kernels.rms_norm"}
+    assert run(copy) == directory and contents(directory) == before
+
+
+def test_importing_compiles_and_deletes_nothing(copy):
+    older = run(copy)
+    (copy / "mxfp4.py").write_text((copy / "mxfp4.py").read_text() + "\n")
+    program = "import kernels, simd; print(simd.DIRECTORY); print([[1.0] * 4])"
+    directory = run(copy, program)
+    assert directory != older and contents(older) and not contents(directory)
+
+
+@pytest.mark.parametrize("name", ["simd.py", "mxfp4.py", "kernels.py"])
+def test_code_of_a_changed_file_is_not_found(copy, name):
+    """Also where another of the three files has changed. What is old goes when all is compiled anew, not before; what
+    belongs to another copy of this project, or to nobody known, stays."""
+    older = run(copy, NUMBA_CACHE_DIR=str(copy / "cache"))
+    others = [older.parent / "kernels-of-another-copy", older.parent / "kernels-0123456789ab-0123456789ab"]
+    for other in others:
+        other.mkdir()
+    (copy / name).write_text((copy / name).read_text() + "\n# changed\n")
+    newer = run(copy, NUMBA_CACHE_DIR=str(copy / "cache"))
+    assert newer != older and older.exists()
+    assert run(copy, PROGRAM + "simd.all_compiled(now=True)", NUMBA_CACHE_DIR=str(copy / "cache")) == newer
+    assert sorted(newer.parent.iterdir()) == sorted([newer, *others])
+    assert "complete" in contents(newer)
+
+
+def with_digest(code):
+    return hashlib.sha256(code).digest() + code
+
+
+@pytest.mark.parametrize("damage", [
+    lambda data: b"", lambda data: data[:20], lambda data: data[:-1], lambda data: data[:40] + b"\xff" + data[41:],
+    lambda data: with_digest(b"no pickle"), lambda data: with_digest(pickle.dumps((1, 2, 3)))],
+    ids=["empty", "no digest", "cut", "a bit flipped", "no pickle", "another pickle"])
+def test_damaged_and_foreign_code_is_compiled_anew(copy, damage):
+    directory = run(copy)
+    file = next(directory.iterdir())
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    assert run(copy) == directory
+    assert hashlib.sha256(file.read_bytes()[32:]).digest() == file.read_bytes()[:32] and len(file.read_bytes()) > 1000
+    assert list(directory.iterdir()) == [file]
+
+
+def test_numba_cache_dir_comes_first(copy):
+    directory = run(copy, NUMBA_CACHE_DIR=str(copy / "chosen" / "by me"))
+    assert directory.parent == copy / "chosen" / "by me" and not (copy / "__pycache__").exists()
+
+
+def test_where_nothing_can_be_written_code_is_kept_elsewhere_or_not_at_all(copy):
+    """A file stands where the directory should be: as in a read-only installation, it cannot be made."""
+    (copy / "__pycache__").touch()
+    assert run(copy).parent == copy / "user" / "gpt-oss"
+    assert run(copy, NUMBA_CACHE_DIR=str(copy / "kernels.py" / "x")).parent == copy / "user" / "gpt-oss"
+    assert run(copy, PROGRAM + "assert not simd.all_compiled(now=True)", XDG_CACHE_HOME=str(copy / "simd.py")) is None
+
+
+def test_a_full_disk(tmp_path, monkeypatch):
+    """What cannot be written whole leaves nothing behind."""
+    def write_bytes(path, data):
+        path.write_text("a beginning")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(simd, "DIRECTORY", tmp_path)
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    anew = simd.jit(kernels.rms_norm.py_func)
+    assert np.array_equal(anew(np.ones((1, 4), np.float32), np.ones(4, np.float32), 0.0), np.ones((1, 4)))
+    assert not list(tmp_path.iterdir())
