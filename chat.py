@@ -6,17 +6,19 @@ What is said, and to whom, is conversation.py's. This file is the screen and the
 
 import argparse
 import math
+import os
+import signal
 import subprocess
 import sys
 import time
 from contextlib import closing, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 from rich.console import Console
 from rich.text import Text
 
 import gptoss
-import kernels
 import simd
 import tokenizer as tokenizers
 from checkpoint import expect_number
@@ -25,11 +27,6 @@ from harmony import EFFORTS
 
 HERE = Path(__file__).resolve().parent
 SMALL = 50e6  # bytes of a checkpoint with which NumPy alone keeps up a conversation
-COMPILE = """\
-import os, signal, kernels
-signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops a reply, and not this
-hasattr(os, "nice") and os.nice(10)  # Windows has none; the reply comes first
-list(kernels.compile_all())"""
 HELP = """\
 /effort low|medium|high   how long to think before answering (now: {effort})
 /reset                    forget the conversation
@@ -39,6 +36,26 @@ Ctrl-C stops a reply and keeps the conversation."""
 
 
 # ---- The model, at once ---------------------------------------------------------------------------------------------
+
+def load(directory, screen):
+    """The model, computing with the kernels. Those are compiled once, which takes half a minute.
+
+    A small model does not wait for that. It answers through NumPy while a process of its own compiles, and changes over
+    when that is done. The process goes on when this one ends, so that the next start finds all compiled.
+    """
+    if simd.all_compiled():
+        return gptoss.load(directory)
+    if sum(file.stat().st_size for file in directory.rglob("*.safetensors")) > SMALL:
+        compile_kernels(lambda state: screen.note(f"The first run compiles the kernels: {state}"))
+        return gptoss.load(directory)
+    model = gptoss.load(directory, backend="numpy", model=Changeover)
+    begun = simd.DIRECTORY and simd.DIRECTORY / "begun"
+    if begun and not (begun.exists() and time.time() - begun.stat().st_mtime < 60):  # by a chat just before
+        begun.touch()
+        subprocess.Popen([sys.executable, "-c", "import chat; chat.compile_in_background()"], cwd=HERE,
+                         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return model
+
 
 class Changeover(gptoss.Model):
     """A model that computes in NumPy until the kernels are compiled."""
@@ -50,25 +67,33 @@ class Changeover(gptoss.Model):
         return super().__call__(*args, **kwargs)
 
 
-def load(directory, screen):
-    """The model, computing with the kernels. Those are compiled once, which takes half a minute.
+def compile_kernels(report):
+    """Has the small model read and write a little, which compiles all. Calls report("1 of 7, rms_norm") and so on, as
+    each operation returns for the first time."""
+    kernels, done = gptoss.operations_of("numba"), []
 
-    A small model does not wait for that. It answers through NumPy while a process of its own compiles, and changes over
-    when that is done. The process goes on when this one ends, so that the next start finds all compiled.
-    """
-    if simd.all_compiled():
-        return gptoss.load(directory)
-    if sum(file.stat().st_size for file in directory.rglob("*.safetensors")) <= SMALL:
-        model = gptoss.load(directory, backend="numpy", model=Changeover)
-        begun = simd.DIRECTORY and simd.DIRECTORY / "begun"
-        if begun and not (begun.exists() and time.time() - begun.stat().st_mtime < 60):  # by a chat just before
-            begun.touch()
-            subprocess.Popen([sys.executable, "-c", COMPILE], cwd=HERE, stdin=subprocess.DEVNULL,
-                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        return model
-    for n, operation in enumerate(kernels.compile_all(), 1):
-        screen.note(f"The first run compiles the kernels: {n} of {len(gptoss.OPERATIONS)}, {operation}")
-    return gptoss.load(directory)
+    def reporting(name):
+        def run(*args):
+            result = getattr(kernels, name)(*args)
+            if name not in done:
+                done.append(name)
+                report(f"{len(done)} of {len(gptoss.OPERATIONS)}, {name}")
+            return result
+
+        return run
+
+    backend = SimpleNamespace(**{name: reporting(name) for name in gptoss.OPERATIONS})
+    model = gptoss.load(HERE / "nano", backend=backend)
+    list(gptoss.generate(model, range(40), max_tokens=2))  # many tokens at once, then one
+    simd.all_compiled(now=True)
+
+
+def compile_in_background():
+    """What that process does. Ctrl-C, which stops a reply, does not reach it; and the reply comes first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "nice"):  # Windows has none
+        os.nice(10)
+    compile_kernels(lambda state: None)
 
 
 class Measured:

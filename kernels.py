@@ -16,8 +16,7 @@ import math
 
 import numba
 import numpy as np
-from numba import prange, types
-from numba.extending import overload
+from numba import prange
 
 import simd
 from mxfp4 import AHEAD, multiply_mxfp4, quantize_activations, stream_mxfp4
@@ -167,31 +166,24 @@ def rotate(x, cos, sin):
     return y
 
 
-def round_for(array, x):
-    """float32 -> what `array` holds: the nearest bf16 pattern (uint16), ties to even; or x itself. See bf16_to_float32."""
-    raise NotImplementedError
-
-
-@overload(round_for, inline="always")
-def round_for_type(array, x):
-    if isinstance(array.dtype, types.Float):
-        return lambda array, x: x
-
-    def to_bf16(array, x):
-        bits = np.float32(x).view(np.uint32)
-        return (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
-
-    return to_bf16
-
-
 @jit
+def store_kv_bf16(kv, k, v):
+    _, G, T, D = kv.shape
+    for i in range(2):
+        for t in range(T):
+            for g in range(G):
+                for d in range(D):
+                    bits = np.float32(k[t, g, d] if i == 0 else v[t, g, d]).view(np.uint32)
+                    nearest = bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))  # ties to even
+                    kv[i, g, t, d] = nearest >> np.uint32(16)
+
+
 def store_kv(kv, k, v):
     """kv [2, G, T, D], a part of the cache, becomes k and v [T, G, D]. See gptoss.store_kv."""
-    _, G, T, D = kv.shape
-    for t in range(T):
-        for g in range(G):
-            for d in range(D):
-                kv[0, g, t, d], kv[1, g, t, d] = round_for(kv, k[t, g, d]), round_for(kv, v[t, g, d])
+    if kv.dtype == np.uint16:
+        store_kv_bf16(kv, k, v)
+    else:
+        kv[0], kv[1] = k.swapaxes(0, 1), v.swapaxes(0, 1)
 
 
 # ---- attention ------------------------------------------------------------------------------------------------------
@@ -443,32 +435,3 @@ def experts(x, chosen, weights, layer, limit):
     """Mixture of experts: x [T, N] -> [T, N]; chosen, weights [T, K]. See gptoss.experts."""
     up, down = (*layer.gate_up, layer.gate_up_bias), (*layer.down, layer.down_bias)
     return mixture(numba.get_num_threads(), FEW_MXFP4, x, chosen, weights, *up, *down, np.float32(limit))
-
-
-# ---- Compiling ahead of use -----------------------------------------------------------------------------------------
-
-def compile_all():
-    """Compiles all that a model of bf16 and MXFP4 weights uses, by calling it with small arrays of the same types. Yields
-    the name of each operation that is compiled. Afterwards simd.all_compiled() is true."""
-    def mapped(*shape, dtype=np.uint16):  # arrays in a file are read-only, and Numba compiles for those apart
-        array = np.zeros(shape, dtype)
-        array.flags.writeable = False
-        return array
-
-    T = FEW + 1
-    x, heads, kv = np.zeros((T, 32), np.float32), np.zeros((T, 2, 8), np.float32), np.zeros((2, 2, T + 1, 8), np.uint16)
-    kv, angles, chosen = kv[:, :, :T], heads[:, :, :4].copy(), np.zeros((T, 1), np.int64)
-    expert = mapped(1, 64, 1, 16, dtype=np.uint8), mapped(1, 64, 1, dtype=np.uint8), mapped(1, 64)
-    calls = {
-        "rms_norm": lambda: rms_norm(x, x[0], 1e-5),
-        "linear": lambda: [linear(x[:n], mapped(32, 32), bias) for n in (1, T) for bias in (None, mapped(32))],
-        "rotate": lambda: rotate(heads, angles, angles),
-        "store_kv": lambda: store_kv(kv, heads, heads),
-        "attention": lambda: attention(heads, kv[0], kv[1], mapped(2), T),
-        "route": lambda: route(x, 1),
-        "experts": lambda: mixture(1, 0, x, chosen, angles[:, 0, :1].copy(), *expert, *(a[:, :32] for a in expert), np.float32(7)),
-    }
-    for name, call in calls.items():
-        call()
-        yield name
-    simd.all_compiled(now=True)

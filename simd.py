@@ -17,6 +17,7 @@ import pickle
 import shutil
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import numba
@@ -39,8 +40,8 @@ def digest(*parts):
 
 
 def cache_directory():
-    """Where compiled code is kept: in NUMBA_CACHE_DIR, or else in __pycache__ beside this file; if that cannot be written,
-    None if none of them can be written. (A directory for all users could hold code that somebody else put there.)
+    """Where compiled code is kept: in NUMBA_CACHE_DIR, or without it in __pycache__ beside this file. Where that cannot
+    be written, in the user's cache; else None. (A directory for all users could hold what somebody else put there.)
 
     Its name says from which files and versions the code comes, so that a changed file's old code is never found again.
     Numba itself would compile anew what a changed file defines, but not what uses it in another file.
@@ -49,12 +50,10 @@ def cache_directory():
     sources = [(here / name).read_bytes() for name in ("simd.py", "mxfp4.py", "kernels.py")]
     name = f"kernels-{digest(str(here), sys.version)}-{digest(sources, numba.__version__)}"
     for place in (os.environ.get("NUMBA_CACHE_DIR") or here / "__pycache__", Path(user, "gpt-oss")):
-        try:
+        with suppress(OSError):
             Path(place, name).mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=Path(place, name)).close()
             return Path(place, name)
-        except OSError:
-            continue
 
 
 DIRECTORY = cache_directory()
@@ -70,16 +69,14 @@ class CompiledCode:
         self.name = f"{function.__module__}.{function.__name__}"
 
     def file(self, arguments, codegen):
-        return DIRECTORY / f"{self.name}-{digest(arguments, codegen.magic_tuple())}"  # (of the processor)
+        return DIRECTORY / f"{self.name}-{digest(arguments, codegen.magic_tuple())}"  # (the kind of processor)
 
     def load_overload(self, arguments, context):
         context.refresh()
-        try:
+        with suppress(Exception):
             data = self.file(arguments, context.codegen()).read_bytes()
             if hashlib.sha256(data[32:]).digest() == data[:32]:
                 return CompileResult._rebuild(context, *pickle.loads(data[32:]))
-        except Exception:
-            return None
 
     def save_overload(self, arguments, result):
         file, code = self.file(arguments, result.codegen), dumps(result._reduce())
@@ -92,12 +89,11 @@ class CompiledCode:
 
 
 def all_compiled(now=False):
-    """Whether kernels.compile_all has run. It says so with now=True, which deletes what older versions have left."""
+    """Whether the code of all kernels is in DIRECTORY. now=True: now it is, and what older versions left is deleted."""
     if now and DIRECTORY:
         (DIRECTORY / "complete").touch()
-        for directory in DIRECTORY.parent.glob(DIRECTORY.name.rpartition("-")[0] + "-*"):
-            if directory != DIRECTORY:
-                shutil.rmtree(directory, ignore_errors=True)
+        for older in set(DIRECTORY.parent.glob(DIRECTORY.name.rpartition("-")[0] + "-*")) - {DIRECTORY}:
+            shutil.rmtree(older, ignore_errors=True)
     return DIRECTORY is not None and (DIRECTORY / "complete").exists()
 
 
@@ -113,7 +109,7 @@ def compiler(**options):
 
 
 jit, parallel_jit = compiler(nogil=True), compiler(parallel=True)
-inline_jit = compiler(nogil=True, forceinline=True)  # for functions so small that the call would be felt
+inline_jit = compiler(nogil=True, forceinline=True)  # for what is so small that a call would be felt
 
 
 # ---- Types, and what operations are written with --------------------------------------------------------------------
@@ -133,12 +129,7 @@ class Vector(types.Type):
         return ir.VectorType(F32 if self.element is types.float32 else ir.IntType(self.element.bitwidth), self.lanes)
 
 
-@register_model(Vector)
-class VectorModel(models.PrimitiveModel):
-    def __init__(self, manager, vector):
-        super().__init__(manager, vector, vector.lowered)
-
-
+register_model(Vector)(lambda manager, vector: models.PrimitiveModel(manager, vector, vector.lowered))
 u8x8, u8x32 = Vector(types.uint8, 8), Vector(types.uint8, 32)
 i8x32, i32x8 = Vector(types.int8, 32), Vector(types.int32, 8)
 f32x8, f32x16 = Vector(types.float32, 8), Vector(types.float32, 16)
@@ -236,7 +227,8 @@ def make_load_pair(vector, lanes):
     return load
 
 
-load_pair_u8x8, load_pair_f32x8 = (make_load_pair(vector, [0] * 4 + [1] * 4) for vector in (u8x8, f32x8))
+load_pair_u8x8 = make_load_pair(u8x8, [0, 0, 0, 0, 1, 1, 1, 1])
+load_pair_f32x8 = make_load_pair(f32x8, [0, 0, 0, 0, 1, 1, 1, 1])
 load_apart_i32x8 = make_load_pair(i32x8, [0, 2, 2, 2, 1, 2, 2, 2])
 
 
@@ -269,18 +261,8 @@ def load_as_float32(llvm, data, i):
     return x if x.type == F32 else llvm.bitcast(llvm.shl(llvm.zext(x, I32), I32(16)), F32)
 
 
-@operation(types.void, ANY, types.intp, ANY)
-def store(llvm, data, i, v):
-    """array[i : i + lanes] = v."""
-    llvm.store(v, address(llvm, data, i, v.type), align=4)
-
-
-def load_rows(llvm, data, i, stride, count, row):
-    rows = []
-    for _ in range(count):
-        rows.append(llvm.load(address(llvm, data, i, row), align=1))
-        i = llvm.add(i, stride)
-    return rows
+def load_row(llvm, data, i, stride, k, row):
+    return llvm.load(address(llvm, data, llvm.add(i, llvm.mul(stride, ir.IntType(64)(k))), row), align=1)
 
 
 @operation(types.void, ANY, types.intp, types.intp, ANY)
@@ -293,7 +275,7 @@ def transpose(llvm, data, i, stride, out):
     L = 16 * 8 // (32 if element == F32 else element.width)
     interleaved = [lane for k in range(L) for lane in (k, L + k)]  # 2 L lanes: two rows
     halves = interleaved[:L], interleaved[L:]
-    rows = load_rows(llvm, data, i, stride, 16, ir.VectorType(element, L))
+    rows = [load_row(llvm, data, i, stride, k, ir.VectorType(element, L)) for k in range(16)]
     for _ in range(4):
         rows = [shuffle(llvm, rows[k], half, rows[k + 8]) for k in range(8) for half in halves]
     for k in range(0, 16, 2):  # two rows at once, as they will be read: a load would have to wait for smaller stores
@@ -304,7 +286,7 @@ def transpose(llvm, data, i, stride, out):
 @operation(types.UniTuple(u8x32, 4), ANY, types.intp, types.intp)
 def load_columns_u8x32(llvm, data, i, stride):
     """Eight rows of 16 bytes at i, i + stride, ... of an array -> each row's first four bytes, next four, ... [4]."""
-    rows = load_rows(llvm, data, i, stride, 8, ir.VectorType(I32, 4))
+    rows = [load_row(llvm, data, i, stride, k, ir.VectorType(I32, 4)) for k in range(8)]
     # Rows k and k + 4 share a register, whose halves are then treated alike: two transpositions of 4 x 4.
     a, b, c, d = (join(llvm, rows[k], rows[k + 4]) for k in range(4))
     columns = []
@@ -317,8 +299,14 @@ def load_columns_u8x32(llvm, data, i, stride):
 
 @operation(types.void, ANY, types.intp)
 def prefetch(llvm, data, i):
-    """Asks for the cache line of array[i]. An address outside of the array does no harm."""
-    call(llvm, "llvm.prefetch.p0", ir.VoidType(), llvm.gep(data, [i]), I32(0), I32(3), I32(1))  # read, all caches, data
+    """Asks for the cache line of array[i], to read it, in all caches. An address outside of the array does no harm."""
+    call(llvm, "llvm.prefetch.p0", ir.VoidType(), llvm.gep(data, [i]), I32(0), I32(3), I32(1))
+
+
+@operation(types.void, ANY, types.intp, ANY)
+def store(llvm, data, i, v):
+    """array[i : i + lanes] = v."""
+    llvm.store(v, address(llvm, data, i, v.type), align=4)
 
 
 # ---- Arithmetic -----------------------------------------------------------------------------------------------------
@@ -389,7 +377,7 @@ def dot(llvm, total, w, x, v, y):
 
 @operation(f32x8, u8x8, f32x8)
 def mul_e8m0(llvm, e, x):
-    """2^(e - 127) x for eight e8m0 bytes e: each becomes the exponent of a float32. 0 is the subnormal 2^-127, 255 nan."""
+    """2^(e - 127) x for eight e8m0 bytes e, which become exponents of float32: 0 is the subnormal 2^-127, 255 nan."""
     e = llvm.zext(e, I32X8)
     bits = call(llvm, "llvm.umax.v8i32", I32X8, llvm.shl(e, constant(I32X8, 23)), constant(I32X8, 1 << 22))  # 2^-127
     bits = llvm.or_(bits, llvm.lshr(llvm.add(e, constant(I32X8, 1)), constant(I32X8, 8)))  # an inf becomes nan
@@ -403,21 +391,9 @@ def power_of_two(llvm, n):
     return llvm.bitcast(llvm.shl(exponent, constant(I32X16, 23)), F32X16)
 
 
-@operation(types.float32, ANY)
-def reduce_add(llvm, v):
-    """float32[8] or [16] -> their sum, in any order. Slow beside the others: once for a row, not once for a block."""
-    return call(llvm, f"llvm.vector.reduce.fadd.v{v.type.count}f32", F32, F32(0.0), v, fastmath=["reassoc"])
-
-
-def make_spread(k):
-    """spread(v): lane k of v four times, and lane k + 1 four times."""
-    return operation(f32x8, f32x8)(lambda llvm, v: shuffle(llvm, v, [k] * 4 + [k + 1] * 4))
-
-
-spread_0_1, spread_2_3, spread_4_5, spread_6_7 = make_spread(0), make_spread(2), make_spread(4), make_spread(6)
-
-# Operations of one instruction. `fma` is a * b + c, rounded once. `max` is a where that is nan, so that nan is not lost.
-# `round` gives the nearest integers, still as float32. low_nibbles are the low halves of 32 bytes: codes from 0 to 15.
+# Operations of one instruction. `fma` is a * b + c, rounded once. `max` is a where a is nan, so that nan is not lost.
+# `round` gives the nearest integers, still as float32. low_nibbles are the low halves of 32 bytes, as 32 bytes.
+# `reduce_add` is the sum of all lanes, in any order, and slow beside the others: once for a row, not once for a block.
 zeros_i32x8 = operation(i32x8)(lambda llvm: constant(I32X8, 0))
 zeros_f32x8 = operation(f32x8)(lambda llvm: constant(F32X8, 0))
 zeros_f32x16 = operation(f32x16)(lambda llvm: constant(F32X16, 0))
@@ -428,8 +404,14 @@ mul = operation(ANY, ANY, ANY)(lambda llvm, a, b: llvm.fmul(a, b))
 fma = operation(ANY, ANY, ANY, ANY)(lambda llvm, a, b, c: call(llvm, f"llvm.fma.v{a.type.count}f32", a.type, a, b, c))
 max = operation(f32x16, f32x16, f32x16)(lambda llvm, a, b: llvm.select(llvm.fcmp_unordered(">", a, b), a, b))
 round = operation(f32x16, f32x16)(lambda llvm, v: call(llvm, "llvm.rint.v16f32", F32X16, v))
+reduce_add = operation(types.float32, ANY)(lambda llvm, v: call(
+    llvm, f"llvm.vector.reduce.fadd.v{v.type.count}f32", F32, F32(0.0), v, fastmath=["reassoc"]))
 reduce_max = operation(types.float32, f32x16)(lambda llvm, v: call(llvm, "llvm.vector.reduce.fmax.v16f32", F32, v))
 mul_256 = operation(i32x8, i32x8)(lambda llvm, v: llvm.shl(v, constant(I32X8, 8)))
+spread_0_1 = operation(f32x8, f32x8)(lambda llvm, v: shuffle(llvm, v, [0, 0, 0, 0, 1, 1, 1, 1]))
+spread_2_3 = operation(f32x8, f32x8)(lambda llvm, v: shuffle(llvm, v, [2, 2, 2, 2, 3, 3, 3, 3]))
+spread_4_5 = operation(f32x8, f32x8)(lambda llvm, v: shuffle(llvm, v, [4, 4, 4, 4, 5, 5, 5, 5]))
+spread_6_7 = operation(f32x8, f32x8)(lambda llvm, v: shuffle(llvm, v, [6, 6, 6, 6, 7, 7, 7, 7]))
 int32_to_float32 = operation(f32x8, i32x8)(lambda llvm, v: llvm.sitofp(v, F32X8))
 low_half_to_float32 = operation(f32x16, i8x32)(lambda llvm, v: llvm.sitofp(shuffle(llvm, v, range(16)), F32X16))
 high_half_to_float32 = operation(f32x16, i8x32)(lambda llvm, v: llvm.sitofp(shuffle(llvm, v, range(16, 32)), F32X16))
