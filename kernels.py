@@ -136,17 +136,16 @@ def multiply(workers, x, weight, scales, y):
 
 def linear(x, weight, bias=None):
     """x [T, N] @ weight [M, N]^T + bias [M] -> float32 [T, M]; weight bf16 [M, N], or Int8 with values and scales."""
-    T, x = len(x), np.ascontiguousarray(x)
-    quantized = isinstance(weight, tuple)
-    M = len(weight[0] if quantized else weight)
-    y = np.empty((T, M), np.float32)
-    if T <= FEW:
-        stream_int8(x, *weight, y, bias) if quantized else stream_bf16(x, weight, y, bias)
-        return y
-    weight, scales = weight if quantized else (weight, NO_SCALES)
-    multiply(numba.get_num_threads(), x, weight, scales, y)
-    if bias is not None:
-        y += (bias.astype(np.uint32) << 16).view(np.float32)
+    x = np.ascontiguousarray(x)
+    weight, scales = weight if isinstance(weight, tuple) else (weight, NO_SCALES)
+    y = np.empty((len(x), len(weight)), np.float32)
+    if len(x) > FEW:
+        multiply(numba.get_num_threads(), x, weight, scales, y)
+        y += 0 if bias is None else (bias.astype(np.uint32) << 16).view(np.float32)
+    elif scales is NO_SCALES:
+        stream_bf16(x, weight, y, bias)
+    else:
+        stream_int8(x, weight, scales, y, bias)
     return y
 
 
@@ -383,47 +382,44 @@ def route(logits, K):
 @jit
 def group(chosen, E):
     """The J pairs (token, expert) of chosen [T, K], sorted by expert: the tokens [J] in that order; where in it each
-    pair stands [T, K]; and groups int64 [.., 3], for every expert that was chosen: it, its first pair, its last + 1."""
+    pair stands [T, K]; and starts [E + 1], of which expert e has the pairs starts[e] to starts[e + 1] - 1."""
     T, K = chosen.shape
-    ends = np.zeros(E + 1, np.int64)
+    starts = np.zeros(E + 1, np.int64)
     for t in range(T):
         for i in range(K):
-            ends[chosen[t, i] + 1] += 1
-    groups, count = np.empty((E, 3), np.int64), 0
+            starts[chosen[t, i] + 1] += 1
     for e in range(E):
-        if ends[e + 1]:
-            groups[count, 0], groups[count, 1], groups[count, 2] = e, ends[e], ends[e] + ends[e + 1]
-            count += 1
-        ends[e + 1] += ends[e]
-    tokens, places = np.empty(T * K, np.int64), np.empty((T, K), np.int64)
+        starts[e + 1] += starts[e]
+    tokens, places, free = np.empty(T * K, np.int64), np.empty((T, K), np.int64), starts.copy()
     for t in range(T):
         for i in range(K):
-            places[t, i] = ends[chosen[t, i]]
-            tokens[places[t, i]] = t
-            ends[chosen[t, i]] += 1
-    return tokens, places, groups[:count]
+            e = chosen[t, i]
+            tokens[free[e]], places[t, i] = t, free[e]
+            free[e] += 1
+    return tokens, places, starts
 
 
 @jit
-def expert_linear(streamed, workers, x, tokens, groups, blocks, scales, bias, gated, limit, y):
+def expert_linear(streamed, workers, x, tokens, starts, blocks, scales, bias, gated, limit, y):
     """y [J, ..]: x of the tokens through the linear layer of their expert, and SwiGLU if gated. See stream_mxfp4."""
     values, compensation, x_scales = quantize_activations(x)
     if streamed:
-        stream_mxfp4(workers, values, compensation, x_scales, tokens, groups, blocks, scales, bias, gated, limit, y)
+        stream_mxfp4(workers, values, compensation, x_scales, tokens, starts, blocks, scales, bias, gated, limit, y)
     else:
-        multiply_mxfp4(workers, values, compensation, x_scales, tokens, groups, blocks, scales, bias, gated, limit, y)
+        multiply_mxfp4(workers, values, compensation, x_scales, tokens, starts, blocks, scales, bias, gated, limit, y)
 
 
 @jit
 def mixture(workers, few, x, chosen, weights, up, up_scales, up_bias, down, down_scales, down_bias, limit):
     """`experts` with arrays as arguments. One function, so that Python makes one call and not one for each step."""
     (T, N), (E, _, B, _), J = x.shape, down.shape, chosen.size
-    tokens, places, groups = group(chosen, E)
+    tokens, places, starts = group(chosen, E)
     h, results, y = np.empty((J, 32 * B), np.float32), np.empty((J, N), np.float32), np.zeros((T, N), np.float32)
-    streamed = J <= few * len(groups) and N % 64 == B % 2 == 0  # dot_mxfp4 takes two blocks at a time
+    used = np.count_nonzero(starts[1:] > starts[:-1])
+    streamed = J <= few * used and N % 64 == B % 2 == 0  # dot_mxfp4 takes two blocks at a time
     gated = up.shape[1] == 2 * h.shape[1]  # always so; but for a literal True and False Numba would compile all twice
-    expert_linear(streamed, workers, x, tokens, groups, up, up_scales, up_bias, gated, limit, h)
-    expert_linear(streamed, workers, h, np.arange(J), groups, down, down_scales, down_bias, not gated, limit, results)
+    expert_linear(streamed, workers, x, tokens, starts, up, up_scales, up_bias, gated, limit, h)
+    expert_linear(streamed, workers, h, np.arange(J), starts, down, down_scales, down_bias, not gated, limit, results)
     for t in range(T):  # in one thread: few additions beside those of the products
         for i in range(len(weights[t])):
             for n in range(N):

@@ -131,8 +131,8 @@ def swiglu_of_two(gate, up, limit):
 
 
 @parallel_jit
-def stream_mxfp4(workers, x, compensation, x_scales, tokens, groups, blocks, scales, bias, gated, limit, y):
-    """y [J, M]: for each group (e, first, last), the quantized x of tokens[first:last] times expert e's weights
+def stream_mxfp4(workers, x, compensation, x_scales, tokens, starts, blocks, scales, bias, gated, limit, y):
+    """y [J, M]: for the pairs j from starts[e] to starts[e + 1] - 1, the quantized x of tokens[j] times expert e's weights
     [M, N]^T, plus its bias [M]. If gated, y [J, M/2] is SwiGLU of that: rows 2m are gates, rows 2m + 1 ups.
 
     A worker has its share of the rows of every expert, one after the other as they lie in memory.
@@ -141,11 +141,10 @@ def stream_mxfp4(workers, x, compensation, x_scales, tokens, groups, blocks, sca
     x, compensation, x_scales = x.reshape(-1), compensation.reshape(-1), x_scales.reshape(-1)
     blocks, scales = blocks.reshape(-1), scales.reshape(-1)
     for worker in prange(workers):
-        for g in range(len(groups)):
-            e, first, last = groups[g]
+        for e in range(len(starts) - 1):
             for m in range(results * worker // workers, results * (worker + 1) // workers):
                 row = 2 * m if gated else m
-                for j in range(first, last):  # the rows stay in the level-1 cache
+                for j in range(starts[e], starts[e + 1]):  # the rows stay in the level-1 cache
                     out = dot_mxfp4(blocks, scales, e * M + row, x, compensation, x_scales, tokens[j], B)
                     out += bf16_to_float32(bias[e, row])
                     if gated:
@@ -216,7 +215,7 @@ def multiply_sixteen_rows(x, compensation, x_scales, tokens, blocks, scales, row
 
 
 @parallel_jit
-def multiply_mxfp4(workers, x, compensation, x_scales, tokens, groups, blocks, scales, bias, gated, limit, y):
+def multiply_mxfp4(workers, x, compensation, x_scales, tokens, starts, blocks, scales, bias, gated, limit, y):
     """The same as stream_mxfp4. A worker has every `workers`-th sixteen rows of each expert, and takes MANY tokens at a
     time, whose x stay in its level-2 cache."""
     _, M, B, _ = blocks.shape
@@ -224,10 +223,9 @@ def multiply_mxfp4(workers, x, compensation, x_scales, tokens, groups, blocks, s
     blocks, scales = blocks.reshape(-1), scales.reshape(-1)
     for worker in prange(workers):
         columns, sums = np.empty(16 * B, np.uint8), np.empty(16 * MANY, np.float32)
-        for g in range(len(groups)):
-            e, first, last = groups[g]
-            for start in range(first, last, MANY):
-                some = tokens[start : min(start + MANY, last)]
+        for e in range(len(starts) - 1):
+            for start in range(starts[e], starts[e + 1], MANY):
+                some = tokens[start : min(start + MANY, starts[e + 1])]
                 for m in range(16 * worker, M, 16 * workers):
                     multiply_sixteen_rows(x, compensation, x_scales, some, blocks, scales, e * M + m, B, columns, sums)
                     for j in range(len(some)):
