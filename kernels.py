@@ -1,4 +1,4 @@
-"""The operations of a layer in Numba: the fast twins of the functions of the same names in gptoss.py, in the same order.
+"""The operations of a layer in Numba: the fast twins of those of the same names in gptoss.py, and in the same order.
 
 This file knows arrays, not models. Three operations take nearly all of the time: `linear` with dense weights (bf16 as
 published, or int8), `attention`, and `experts` with MXFP4 weights (whose products are in mxfp4.py). They have two
@@ -112,6 +112,12 @@ def four_by_sixteen(x, a, b, c, d, count, tile, at, stride):
     return sum_a, sum_b, sum_c, sum_d
 
 
+@inline_jit
+def store_four(array, at, stride, vectors):
+    for i in range(4):
+        simd.store(array, at + i * stride, vectors[i])
+
+
 @parallel_jit
 def multiply(workers, x, weight, scales, y):
     """y [T, M] = x [T, N] @ W^T, of dense weights. A worker converts every `workers`-th sixteen rows, into a tile that
@@ -124,11 +130,7 @@ def multiply(workers, x, weight, scales, y):
             convert_rows(weight, scales, row, tile)
             for t in range(0, T, 4):
                 a, b, c, d = N * t, N * min(t + 1, T - 1), N * min(t + 2, T - 1), N * min(t + 3, T - 1)
-                sum_a, sum_b, sum_c, sum_d = four_by_sixteen(x, a, b, c, d, N, tile, 0, 16)
-                simd.store(out, 0, sum_a)
-                simd.store(out, 16, sum_b)
-                simd.store(out, 32, sum_c)
-                simd.store(out, 48, sum_d)
+                store_four(out, 0, 16, four_by_sixteen(x, a, b, c, d, N, tile, 0, 16))
                 for i in range(min(4, T - t)):
                     for r in range(min(16, M - row)):
                         y[t + i, row + r] = out[16 * i + r]
@@ -211,11 +213,10 @@ def exp(x):
 def convert_values(x, at, n, D, P, rows):
     """rows [KEYS, P], flat: n vectors of D numbers, which lie one after the other from x's element `at` on, become the
     first n rows, in float32."""
-    whole = D // 16 * 16
     for s in range(n):
-        for d in range(0, whole, 16):
+        for d in range(0, D - 15, 16):
             simd.store(rows, s * P + d, simd.load_as_f32x16(x, at + s * D + d))
-        for d in range(whole, D):
+        for d in range(D // 16 * 16, D):
             rows[s * P + d] = simd.load_as_float32(x, at + s * D + d)
 
 
@@ -249,11 +250,8 @@ def softmax_step(queries, row, keys, seen, P, p, shrink, peak, total):
     to seen[i, 1] - 1. Where the peak rises, what was summed so far has to be multiplied by shrink [4]."""
     q = row * P
     for half in range(0, KEYS, 16):
-        a, b, c, d = four_by_sixteen(queries, q, q + P, q + 2 * P, q + 3 * P, P, keys, half * P, 16)
-        simd.store(p, half, a)
-        simd.store(p, half + KEYS, b)
-        simd.store(p, half + 2 * KEYS, c)
-        simd.store(p, half + 3 * KEYS, d)
+        scores = four_by_sixteen(queries, q, q + P, q + 2 * P, q + 3 * P, P, keys, half * P, 16)
+        store_four(p, half, KEYS, scores)
     for i in range(4):
         first, last, at = seen[i, 0], seen[i, 1], i * KEYS
         p[at : at + first] = -np.inf
@@ -277,10 +275,11 @@ def accumulate_values(p, shrink, values, row, P, sums):
     for first in range(0, P, 16):
         at = row * P + first
         a, b, c, d = four_by_sixteen(p, 0, KEYS, 2 * KEYS, 3 * KEYS, KEYS, values, first, P)
-        simd.store(sums, at, simd.fma(simd.load_f32x16(sums, at), simd.splat_f32x16(shrink[0]), a))
-        simd.store(sums, at + P, simd.fma(simd.load_f32x16(sums, at + P), simd.splat_f32x16(shrink[1]), b))
-        simd.store(sums, at + 2 * P, simd.fma(simd.load_f32x16(sums, at + 2 * P), simd.splat_f32x16(shrink[2]), c))
-        simd.store(sums, at + 3 * P, simd.fma(simd.load_f32x16(sums, at + 3 * P), simd.splat_f32x16(shrink[3]), d))
+        a = simd.fma(simd.load_f32x16(sums, at), simd.splat_f32x16(shrink[0]), a)
+        b = simd.fma(simd.load_f32x16(sums, at + P), simd.splat_f32x16(shrink[1]), b)
+        c = simd.fma(simd.load_f32x16(sums, at + 2 * P), simd.splat_f32x16(shrink[2]), c)
+        d = simd.fma(simd.load_f32x16(sums, at + 3 * P), simd.splat_f32x16(shrink[3]), d)
+        store_four(sums, at, P, (a, b, c, d))
 
 
 @jit

@@ -7,8 +7,8 @@ They are multiplied as integers, because processors multiply bytes fastest:
     x  is rounded to integers of 16 bits, with a scale for each block ("activation quantization"). This is 2e-5 off, and
        200 times closer than the bf16 of the official code. The 16 bits are two bytes: x = 256 high + low.
 
-One factor of such a product must have no sign. So 12, the zero point, is added to w, and 12 times the sum of a block's x
-is subtracted from the result ("zero-point compensation"). All products of bytes and their sums are exact.
+One factor of such a product must have no sign. So 12, the zero point, is added to w, and 12 times the sum of a block's
+x is subtracted from the result ("zero-point compensation"). All products of bytes and their sums are exact.
 
     J  rows of x: tokens, or pairs of token and expert      M  rows of weights, N  numbers of each
     E  experts                                              B  blocks of a row, N/32
@@ -132,7 +132,7 @@ def swiglu_of_two(gate, up, limit):
 
 @parallel_jit
 def stream_mxfp4(workers, x, compensation, x_scales, tokens, starts, blocks, scales, bias, gated, limit, y):
-    """y [J, M]: for the pairs j from starts[e] to starts[e + 1] - 1, the quantized x of tokens[j] times expert e's weights
+    """y [J, M]: for pairs j from starts[e] to starts[e + 1] - 1, the quantized x of tokens[j] times expert e's weights
     [M, N]^T, plus its bias [M]. If gated, y [J, M/2] is SwiGLU of that: rows 2m are gates, rows 2m + 1 ups.
 
     A worker has its share of the rows of every expert, one after the other as they lie in memory.

@@ -142,7 +142,7 @@ def operation(result, *arguments):
     """Makes a function that Numba code can call out of one that writes LLVM instructions; these are its types.
 
     The function gets `llvm`, the builder that writes instructions, and the arguments as LLVM values; in place of an
-    array, a pointer to its first element. It returns the result's value, a list of values for a tuple, or nothing.
+    array, a pointer to its first element. It returns the result's value, or a list of values for a tuple.
     """
     def decorate(write):
         @functools.wraps(write)  # also its number of arguments
@@ -156,7 +156,7 @@ def operation(result, *arguments):
             value = write(llvm, *args)
             if isinstance(value, list):
                 return context.make_tuple(llvm, signature.return_type, value)
-            return context.get_dummy_value() if value is None else value
+            return context.get_dummy_value() if signature.return_type is types.void else value
 
         return intrinsic(typing)
 
@@ -297,16 +297,12 @@ def load_columns_u8x32(llvm, data, i, stride):
     return [llvm.bitcast(column, U8X32) for column in columns]
 
 
-@operation(types.void, ANY, types.intp)
-def prefetch(llvm, data, i):
-    """Asks for the cache line of array[i], to read it, in all caches. An address outside of the array does no harm."""
-    call(llvm, "llvm.prefetch.p0", ir.VoidType(), llvm.gep(data, [i]), I32(0), I32(3), I32(1))
-
-
-@operation(types.void, ANY, types.intp, ANY)
-def store(llvm, data, i, v):
-    """array[i : i + lanes] = v."""
-    llvm.store(v, address(llvm, data, i, v.type), align=4)
+# prefetch(array, i) asks for the cache line of array[i], to read it, in all caches. An address outside does no harm.
+prefetch = operation(types.void, ANY, types.intp)(lambda llvm, data, i: call(
+    llvm, "llvm.prefetch.p0", ir.VoidType(), llvm.gep(data, [i]), I32(0), I32(3), I32(1)))
+# store(array, i, v): array[i : i + lanes] = v
+store = operation(types.void, ANY, types.intp, ANY)(
+    lambda llvm, data, i, v: llvm.store(v, address(llvm, data, i, v.type), align=4))
 
 
 # ---- Arithmetic -----------------------------------------------------------------------------------------------------
