@@ -46,7 +46,6 @@ def expect_number(value, kind, low, high, error, where, found=None):
 # ---- Number formats -------------------------------------------------------------------------------------------------
 # NumPy has no bfloat16. A bf16 array is kept as its 16-bit patterns, uint16; the other formats are named tuples.
 
-
 def bf16_to_float32(bits):
     """bf16 bit patterns (uint16) -> float32, exactly: bf16 is the upper half of a float32. float32 passes through."""
     return (bits.astype(np.uint32) << 16).view(np.float32) if bits.dtype == np.uint16 else bits
@@ -60,7 +59,6 @@ def float32_to_bf16(x):
 
 class MXFP4(NamedTuple):
     """Packed weights [..., M, N] (OCP Microscaling v1.0): each 32 neighbours along N share one scale."""
-
     blocks: np.ndarray  # uint8 [..., M, N/32, 16]: two e2m1 numbers a byte, the even element in the low nibble
     scales: np.ndarray  # uint8 [..., M, N/32]: e8m0, worth 2^(byte - 127)
 
@@ -80,7 +78,6 @@ def dequantize(weight):
 
 class Int8(NamedTuple):
     """Weights [M, N] quantized at load: each 32 neighbours along N share one scale (the last block may be shorter)."""
-
     values: np.ndarray  # int8 [M, N]
     scales: np.ndarray  # bf16 [M, ceil(N/32)]
 
@@ -112,7 +109,6 @@ def to_float32(weight, rows=slice(None)):
 @dataclass(frozen=True)
 class Config:
     """The shape of a model; the fields have the names of the Hugging Face config.json."""
-
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -165,15 +161,13 @@ def read_json(path):
         raise CheckpointError(f"{path}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: expected JSON, found something else ({error})") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    expect(isinstance(value, dict), CheckpointError, path, "a JSON object", type(value).__name__)
     return value
 
 
 def read_config(directory):
     """The Config of a checkpoint directory in either layout, and the name of that layout, "hf" or "original"."""
-    if not os.path.isdir(directory):
-        raise CheckpointError(f"{directory}: no such directory")
+    expect(os.path.isdir(directory), CheckpointError, directory, "a checkpoint directory", "no such directory")
     path = Path(directory) / "config.json"
     raw = read_json(path)
     layout = "hf" if "model_type" in raw or "num_local_experts" in raw else "original"
@@ -245,14 +239,12 @@ def read_config(directory):
 STORED = {"BF16": np.dtype("<u2"), "U8": np.dtype("u1"), "F32": np.dtype("<f4")}
 ITEM_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "BF16": 16, "F16": 16, "I16": 16,
              "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8}
-
 MAX_HEADER = 100_000_000  # bytes, as in the safetensors library: a wrong length does not become gigabytes of JSON
 
 
 def map_safetensors(path):
     """{name: (dtype name, shape, bytes as a uint8 view)} of one file; raises CheckpointError where the file contradicts
     itself. Format: github.com/huggingface/safetensors#format."""
-
     def need(ok, expected, found, name=None):
         expect(ok, CheckpointError, f"{path}: {name}" if name else path, expected, found)
 
@@ -308,28 +300,24 @@ class Checkpoint:
             for file in files:
                 beside = Path(file).name == file and "\\" not in file and file.endswith(".safetensors")
                 expect(beside, CheckpointError, index, "names of .safetensors files beside it", repr(file))
-                if not os.path.isfile(directory / file):  # (Path.is_file raises where a name is too long)
-                    raise CheckpointError(f"{index}: {file}: no such file (a shard is missing)")
+                there = os.path.isfile(directory / file)  # (Path.is_file raises where a name is too long)
+                expect(there, CheckpointError, index, f"the shard {file} beside it", "no such file")
         else:
             where, files = None, sorted(path.name for path in directory.glob("*.safetensors"))
-            if not files:
-                raise CheckpointError(f"{directory}: no .safetensors file")
+            expect(files, CheckpointError, directory, "a .safetensors file", "none")
         self.directory, self.tensors = directory, {}
         for file in files:
             for name, tensor in map_safetensors(directory / file).items():
-                if where is not None and where.get(name) != file:
-                    continue
-                if name in self.tensors:
-                    raise CheckpointError(f"{directory / file}: {name}: a second time, it is already in another shard")
-                self.tensors[name] = (directory / file, *tensor)
+                if where is None or where.get(name) == file:
+                    once = name not in self.tensors
+                    expect(once, CheckpointError, f"{directory / file}: {name}", "each tensor once", "it in two shards")
+                    self.tensors[name] = (directory / file, *tensor)
         for name, file in (where or {}).items():
-            if name not in self.tensors:
-                raise CheckpointError(f"{index}: {name}: expected in {file}, which does not have it")
+            expect(name in self.tensors, CheckpointError, f"{index}: {name}", f"it in {file}", "no such tensor there")
 
     def view(self, name, dtype, shape):
         """The tensor `name` as a read-only array of `shape`; bf16 as uint16."""
-        if name not in self.tensors:
-            raise CheckpointError(f"{self.directory}: {name}: missing")
+        expect(name in self.tensors, CheckpointError, f"{self.directory}: {name}", "this tensor", "none of that name")
         file, found_dtype, found_shape, data = self.tensors[name]
         expect((found_dtype, found_shape) == (dtype, shape), CheckpointError, f"{file}: {name}",
                f"{dtype} {list(shape)}", f"{found_dtype} {list(found_shape)}")
@@ -341,8 +329,7 @@ class Checkpoint:
 
 def tensor_table(config, layout):
     """{tensor name: (field, layer or None, dtype, shape)}: what a checkpoint must hold, in the order of use."""
-    c = config
-    N, F, E = c.hidden_size, c.intermediate_size, c.num_local_experts
+    c, N, F, E = config, config.hidden_size, config.intermediate_size, config.num_local_experts
     Q, KV = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     top = [  # field, name in the HF layout, name in original/, dtype, shape
         ("embedding", "model.embed_tokens.weight", "embedding.weight", "BF16", (c.vocab_size, N)),

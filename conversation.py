@@ -22,6 +22,7 @@ from harmony import ROLES, DeveloperContent, Message, SystemContent, render
 from tokenizer import TokenizerError
 
 CHANNELS = SystemContent.valid_channels  # analysis, commentary, final
+NOBODY = "|".join((*ROLES, *CHANNELS, "all"))  # recipients that are no tool
 STOPS = ("<|end|>", "<|return|>", "<|call|>", "<|endoftext|>")  # the first: more follows; the others: this was all
 
 
@@ -43,11 +44,8 @@ class LocalEngine:
 
 class Conversation:
     """Questions and answers. effort: how hard to think, "low", "medium" or "high". instructions: what a developer wants
-    of the model. date: that of the conversation, as "2025-08-05"; None: today's.
-
-    `messages` holds what later turns are rendered from: questions and answers, without the thoughts, which OpenAI's
-    guide drops once an answer is given.
-    """
+    of the model. date: that of the conversation, as "2025-08-05"; None: today's. `messages`: what later turns are
+    rendered from, without the thoughts, which OpenAI's guide drops once an answer is given."""
 
     def __init__(self, engine, tokenizer, *, effort="medium", instructions=None, date=None):
         self.engine, self.tokenizer, self.messages = engine, tokenizer, []
@@ -132,9 +130,7 @@ class Reader:
     def finish(self):
         """The end of the ids: yields what has become clear by that."""
         yield from self._end("<|return|>" if self.message or not self.started else None)
-        if self.unclear:
-            self.unclear.channel = "final"
-            yield "final", self.unclear.content
+        yield from self._settle("final")
 
     def answers(self):
         """The messages to keep: what was said to the user, finished or not."""
@@ -150,14 +146,16 @@ class Reader:
             self.over = True
             return
         channel = re.search(rf"<\|channel\|>\s*({'|'.join(CHANNELS)})\b", header)
-        recipient = re.search(r"\bto=([^\s<]+)", header)
-        if recipient and recipient[1] in (*ROLES, *CHANNELS, "all"):  # nobody whom one calls
-            recipient = None
-        self.message = Message("assistant", "", channel=channel and channel[1], recipient=recipient and recipient[1])
+        tool = re.search(rf"\bto=(?!(?:{NOBODY})(?:[\s<]|$))([^\s<]+)", header)
+        self.message = Message("assistant", "", channel=channel and channel[1], recipient=tool and tool[1])
+        yield from self._settle("analysis")
+
+    def _settle(self, channel):
+        """It is clear now what the message without a channel was."""
         if self.unclear:
-            thought, self.unclear = self.unclear, None
-            thought.channel = "analysis"
-            yield "analysis", thought.content
+            self.unclear.channel = channel
+            yield channel, self.unclear.content
+            self.unclear = None
 
     def _add(self, text):
         self.message.content += text
@@ -176,6 +174,5 @@ class Reader:
         if self.message:
             yield from self._add(text)
             self.messages.append(self.message)
-            if not (self.message.channel or self.message.recipient):
-                self.unclear = self.message
+            self.unclear = None if self.message.channel or self.message.recipient else self.message
         self._begin()

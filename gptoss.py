@@ -359,9 +359,9 @@ def generate(model, tokens, *, max_tokens=None, temperature=1.0, top_k=0, top_p=
 # ---- Arguments ------------------------------------------------------------------------------------------------------
 
 def check_tokens(tokens, model, cache):
-    """tokens as an int array [T], T >= 1, of ids that the model knows and the cache has room for; or ValueError."""
+    """tokens as an int array [T], T >= 1, of ids that the model knows and the cache has room for. Or ValueError."""
     ids, V = np.asarray(tokens if isinstance(tokens, np.ndarray) else list(tokens)), model.config.vocab_size
-    expect(ids.ndim == 1 and len(ids), ValueError, "tokens", "a sequence of at least one id", f"shape {list(ids.shape)}")
+    expect(ids.ndim == 1 and len(ids), ValueError, "tokens", "a sequence of at least one id", f"shape {[*ids.shape]}")
     expect(ids.dtype.kind in "iu", ValueError, "tokens", "integer ids", str(ids.dtype))
     bad = np.flatnonzero((ids < 0) | (ids >= V))[:1]
     expect(not len(bad), ValueError, "tokens", f"ids from 0 to {V - 1}", f"{ids[bad].tolist()} at {bad.tolist()}")

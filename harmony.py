@@ -15,9 +15,8 @@ Role and stop are always there, the rest if it applies. The first message says w
 assistant thinks on channel "analysis", calls tools on "commentary" and answers on "final".
 
 A mistake here fails silently: one token other than in training, and the model is a little worse. So `render` equals
-openai-harmony 0.0.8, the Rust library that gpt-oss was published with, token for token, its oddities included, and
-the tests hold the two side by side. This file does not know a model, and it does not guess what a model meant:
-conversation.py does both.
+openai-harmony 0.0.8, the Rust library that gpt-oss was published with, token for token, its oddities included. This
+file does not know a model, and it does not guess what a model meant: conversation.py does both.
 Format: https://cookbook.openai.com/articles/openai-harmony
 """
 
@@ -148,17 +147,15 @@ def _render_message(message: Message, tokenizer: Tokenizer, functions_offered: b
         role = {SystemContent: "system", DeveloperContent: "developer"}.get(type(part), message.role)
         expect(message.role == role, HarmonyError, type(part).__name__, f"a message of role {role}", message.role)
         ids += encode(part if isinstance(part, str) else "\n\n".join(_sections(part, functions_offered)))
-    is_call = message.role == "assistant" and message.recipient is not None
-    return [*ids, special["<|call|>" if is_call else "<|end|>"]]
+    return [*ids, special["<|call|>" if message.role == "assistant" and message.recipient is not None else "<|end|>"]]
 
 
 def _parts(message: Message) -> list | tuple:
     return [message.content] if isinstance(message.content, str) else message.content
 
-
 def _by_name(namespaces: Iterable[Namespace] | None) -> list[Namespace]:
     """In order of name; of two with the same name, the later one."""
-    return [namespace for _, namespace in sorted({n.name: n for n in namespaces or ()}.items())]
+    return sorted({namespace.name: namespace for namespace in namespaces or ()}.values(), key=lambda n: n.name)
 
 
 # ---- Rendering: the sections of the system and the developer message ------------------------------------------------
@@ -189,19 +186,17 @@ def _tools_section(namespaces: Iterable[Namespace] | None) -> list[str]:
     """Tools as the model was shown them: each a TypeScript function type, with its description as a comment."""
     sections = ["# Tools"] if namespaces else []
     for namespace in _by_name(namespaces):
-        name, functions = namespace.name, namespace.functions
-        comment = "// " if functions else ""
-        lines = [f"## {name}\n", *(comment + line for line in _lines(namespace.description or ""))]
-        if functions:
-            lines.append(f"namespace {name} {{\n")
-        for function in functions:
+        name, description = namespace.name, _lines(namespace.description or "")
+        types = []
+        for function in namespace.functions:
             schema, where = function.parameters, f"parameters of {function.name}"
             argument = "" if schema is None else f"_: {typescript(schema, HarmonyError, where)}"
-            lines += [*("// " + line for line in _lines(function.description)),
+            types += [*(f"// {line}" for line in _lines(function.description)),
                       f"type {function.name} = ({argument}) => any;\n"]
-        if functions:
-            lines.append(f"}} // namespace {name}")
-        sections.append("\n".join(lines))
+        if types:
+            description = [f"// {line}" for line in description]
+            types = [f"namespace {name} {{\n", *types, f"}} // namespace {name}"]
+        sections.append("\n".join([f"## {name}\n", *description, *types]))
     return sections
 
 
@@ -236,10 +231,8 @@ class StreamParser:
         self._enter("ExpectStart" if role is None else "Header")
 
     def _enter(self, state: str, message: Message | None = None) -> None:
-        self.state, self._current = state, message
-        self._header = []  # tokens
-        self._content = []  # pieces of text: one string that grows would be copied at every token
-        self._text = _TextDecoder(self._tokenizer)
+        self.state, self._current, self._text = state, message, _TextDecoder(self._tokenizer)
+        self._header, self._content = [], []  # tokens; pieces of text: a string that grows would be copied each time
         shown = message or Message(self._role, "")
         self.current_role, self.current_channel = shown.role, shown.channel
         self.current_recipient, self.current_content_type = shown.recipient, shown.content_type
@@ -264,9 +257,8 @@ class StreamParser:
         elif token in self._stops:
             self._end_message()
         else:
-            text = self._text.feed(token)
-            self._content.append(text)
-            self.last_content_delta = text or None
+            self.last_content_delta = self._text.feed(token) or None
+            self._content.append(self.last_content_delta or "")
 
     def finish(self) -> None:
         """The end of the tokens completes a message that has no stop. Raises HarmonyError inside a header."""
@@ -282,7 +274,7 @@ class StreamParser:
         self._enter("Content", message)
 
     def _end_in_header(self) -> None:
-        """All of the header but role and channel becomes the content; if no role was given, it is lost."""
+        """All of the header but role and channel becomes the content; if no role was given, all is lost."""
         if self._role is not None and self._header:
             channel, words = _split_header(self._decode(self._header))
             if words[:1] == [self._role]:
@@ -355,12 +347,10 @@ _CHOICES = {"Message.role": ROLES, "next_role": (*ROLES, None), "role": (*ROLES,
 
 def _check(value: Any, kind: Any, where: str) -> None:
     """Raises HarmonyError unless `value` is a `kind`, and so are the items of a list and the fields of a dataclass."""
-    if not isinstance(value, kind):
-        name = getattr(kind, "__name__", str(kind)).replace("harmony.", "")
-        expect(False, HarmonyError, where, name, repr(value))
-    if where in _CHOICES:
-        choices = ", ".join(map(str, _CHOICES[where]))
-        expect(value in _CHOICES[where], HarmonyError, where, f"one of {choices}", repr(value))
+    if not isinstance(value, kind):  # (the repr of all that is right would cost more than the rendering)
+        expect(False, HarmonyError, where, getattr(kind, "__name__", str(kind)).replace("harmony.", ""), repr(value))
+    choices = _CHOICES.get(where, (value,))
+    expect(value in choices, HarmonyError, where, f"one of {', '.join(map(str, choices))}", repr(value))
     if isinstance(value, list | tuple):
         for n, item in enumerate(value):
             _check(item, _ITEMS[where], f"{where}[{n}]")
@@ -381,7 +371,7 @@ Do not quote more than 10 words directly from the tool output.
 sources=web (default: web)""", (
     Function("search", "Searches for information related to `query` and displays `topn` results.", {
         "type": "object", "required": ["query"],
-        "properties": {"query": _TEXT, "topn": {"type": "number", "default": 10}, "source": _TEXT}}),
+        "properties": {"query": _TEXT, "topn": _NUMBER | {"default": 10}, "source": _TEXT}}),
     Function("open", """\
 Opens the link `id` from the page indicated by `cursor` starting at line number `loc`, showing `num_lines` lines.
 Valid link ids are displayed with the formatting: `【{id}†.*】`.
@@ -421,15 +411,13 @@ class _TextDecoder:
 
     A character comes out at the token that completes its bytes. Bytes that cannot become a character come out as one
     U+FFFD for each longest broken sequence. At most one such sequence comes out at a token, and what is behind it waits
-    for the next token. After a token that does not exist, nothing comes out until `finish`.
-
-    (The incremental decoder of `codecs` waits for a third byte after ED A0, which no byte can save. Rust does not.)"""
+    for the next token. After a token that does not exist, nothing comes out until `finish`. (The incremental decoder of
+    `codecs` waits for a third byte after ED A0, which no byte can save. Rust does not.)"""
 
     def __init__(self, tokenizer: Tokenizer):
-        self._tokenizer = tokenizer
+        self._tokenizer, self._stopped = tokenizer, False  # stopped: by a token that does not exist
         self._bytes = b""  # the beginning of a character
         self._waiting = deque()  # pieces of text, each with whether it ends in a broken sequence
-        self._stopped = False  # by a token that does not exist
 
     def feed(self, token: int) -> str:
         """The text that comes out at this token."""

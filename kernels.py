@@ -29,8 +29,8 @@ KEYS, QUERIES = 32, 4  # keys that attention takes at a time (two vectors), and 
 
 
 # ---- rms_norm -------------------------------------------------------------------------------------------------------
-# The four small operations are here because NumPy takes several calls for each. In a model whose weights have just
-# driven code and data out of the caches, a call takes four times as long as by itself.
+# Four small operations have a kernel because NumPy takes several calls for each. In a model, whose weights drive code
+# and data out of the caches, a call takes four times as long as by itself.
 
 @jit
 def rms_norm(x, weight, eps):
@@ -50,8 +50,7 @@ def rms_norm(x, weight, eps):
 
 @parallel_jit
 def stream_bf16(x, weight, y, bias=None):
-    """y [T, M] = x [T, N] @ weight [M, N]^T + bias [M]. A plain loop is enough: the vector code that Numba makes of it
-    reaches the memory's limit."""
+    """y [T, M] = x [T, N] @ weight [M, N]^T + bias [M]. Numba makes vector code of this plain loop by itself."""
     T, N = x.shape
     for m in prange(weight.shape[0]):
         for t in range(T):  # the row stays in the level-1 cache
@@ -98,10 +97,8 @@ def convert_rows(weight, scales, row, tile):
 @inline_jit
 def four_by_sixteen(x, a, b, c, d, count, tile, at, stride):
     """Four vectors of `count` numbers, which begin at x's elements a, b, c and d, times a tile [count, 16] -> four
-    float32[16]. Both arrays are flat; the tile begins at `at`, and its rows are `stride` apart.
-
-    The four sums stay in registers, and each load of the tile serves all of them.
-    """
+    float32[16]. Both arrays are flat; the tile begins at `at`, and its rows are `stride` apart. The four sums stay in
+    registers, and each load of the tile serves all of them."""
     sum_a, sum_b, sum_c, sum_d = simd.zeros_f32x16(), simd.zeros_f32x16(), simd.zeros_f32x16(), simd.zeros_f32x16()
     for n in range(count):
         w = simd.load_f32x16(tile, at + stride * n)

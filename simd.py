@@ -167,26 +167,22 @@ def constant(vector, values):
     """A constant of an LLVM vector type: these values, or one in all lanes."""
     return ir.Constant(vector, [values] * vector.count if isinstance(values, int) else list(values))
 
-
 def shuffle(llvm, a, lanes, b=None):
     """The lanes of a with these numbers; those of b have the numbers that follow a's."""
     return llvm.shuffle_vector(a, a if b is None else b, constant(ir.VectorType(I32, len(lanes)), lanes))
 
-
 def join(llvm, a, b):
+    """The lanes of a and then those of b."""
     return shuffle(llvm, a, range(2 * a.type.count), b)
-
 
 def splat(llvm, x, lanes):
     """A number in all lanes of a vector."""
     first = llvm.insert_element(ir.Constant(ir.VectorType(x.type, lanes), ir.Undefined), x, I32(0))
     return shuffle(llvm, first, [0] * lanes)
 
-
 def address(llvm, data, i, kind):
     """Where data[i] lies, as a pointer to an LLVM type."""
     return llvm.bitcast(llvm.gep(data, [i]), kind.as_pointer())
-
 
 def call(llvm, name, result, *args, **options):
     function = ir.FunctionType(result, [a.type for a in args])
@@ -196,10 +192,10 @@ def call(llvm, name, result, *args, **options):
 def cpu_has(instructions):
     """Whether the processor that Numba compiles for has them: "avx2", "vnni", or ARM's "tbl" and "dotprod"."""
     triple, cpu, features = cpu_target.target_context.codegen().magic_tuple()
-    features, arm = set(features.split(",")), triple.startswith(("aarch64", "arm64"))
+    features, arm = features.split(","), triple.startswith(("aarch64", "arm64"))
     return {
         "avx2": "+avx2" in features,
-        "vnni": {"+avx512vnni", "+avx512vl"} <= features,
+        "vnni": "+avx512vnni" in features and "+avx512vl" in features,
         "tbl": arm,
         "dotprod": arm and ("+dotprod" in features or cpu.startswith(("apple-m", "neoverse"))),  # often only named
     }[instructions]

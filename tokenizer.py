@@ -132,36 +132,38 @@ def _from_json(file: Path) -> Tokenizer:
     """Ranks, pattern and special tokens out of a Hugging Face `tokenizer.json` of the byte-level BPE kind.
 
     In such a file id = rank, because ids were given out in the order in which merges were learned."""
+    def need(ok, expected, found):
+        expect(ok, TokenizerError, file, expected, found)
+
     try:
         data = json.loads(file.read_bytes().decode())
     except (OSError, ValueError, RecursionError) as error:
         found = "an empty file" if file.is_file() and not file.stat().st_size else error
         raise TokenizerError(f"{file}: expected JSON in UTF-8, found {found}") from None
-    expect(isinstance(data, dict), TokenizerError, file, "a JSON object", data)
+    need(isinstance(data, dict), "a JSON object", data)
     model, added = data.get("model"), data.get("added_tokens") or []
-    is_bpe = isinstance(model, dict) and model.get("type", "BPE") == "BPE"
-    expect(is_bpe, TokenizerError, file, "a model of type BPE", model)
+    need(isinstance(model, dict) and model.get("type", "BPE") == "BPE", "a model of type BPE", model)
     vocab, merges = model.get("vocab"), model.get("merges")
-    expect(isinstance(vocab, dict) and vocab, TokenizerError, file, "model.vocab, an object of tokens and ids", vocab)
-    expect(isinstance(merges, list), TokenizerError, file, "model.merges, a list", merges)
-    expect(isinstance(added, list) and all(isinstance(a, dict) and isinstance(a.get("content"), str) for a in added),
-           TokenizerError, file, "added_tokens, a list of objects with content and id", added)
-    expect(not data.get("normalizer"), TokenizerError, file, "no normalizer", data.get("normalizer"))
+    need(isinstance(vocab, dict) and vocab, "model.vocab, an object of tokens and ids", vocab)
+    need(isinstance(merges, list), "model.merges, a list", merges)
+    named = isinstance(added, list) and all(isinstance(a, dict) and isinstance(a.get("content"), str) for a in added)
+    need(named, "added_tokens, a list of objects with content and id", added)
+    need(not data.get("normalizer"), "no normalizer", data.get("normalizer"))
 
     specials = {token["content"]: token.get("id") for token in added}
-    expect(len(specials) == len(added), TokenizerError, file, "each added token once", [a["content"] for a in added])
+    need(len(specials) == len(added), "each added token once", [token["content"] for token in added])
     # The tokenizers library's trainer lists special tokens in the vocabulary too.
     vocab = {token: id for token, id in vocab.items() if token not in specials}
     ids = [*vocab.values(), *specials.values()]
     for id in ids:
-        expect(type(id) is int, TokenizerError, file, "whole numbers as ids", repr(id))
+        need(type(id) is int, "whole numbers as ids", repr(id))
     missing = min(set(range(len(ids))) - set(ids), default=None)
-    expect(missing is None, TokenizerError, file, f"the ids 0 to {len(ids) - 1}, each once", f"no {missing}")
+    need(missing is None, f"the ids 0 to {len(ids) - 1}, each once", f"no {missing}")
     foreign = next((token for token in vocab if not set(token) <= _BYTE_OF_CHAR.keys()), None)
-    expect(foreign is None, TokenizerError, file, "vocabulary keys of GPT-2's byte characters", repr(foreign))
+    need(foreign is None, "vocabulary keys of GPT-2's byte characters", repr(foreign))
     ranks = {bytes(map(_BYTE_OF_CHAR.get, token)): id for token, id in vocab.items()}
     missing = min({bytes([byte]) for byte in range(256)} - ranks.keys(), default=None)
-    expect(missing is None, TokenizerError, file, "a token for each of the 256 bytes", f"none for {missing}")
+    need(missing is None, "a token for each of the 256 bytes", f"none for {missing}")
     _check_merges(vocab, merges, file)
     if len(ranks) == O200K_RANKS and specials.get("<|start|>") == O200K_SPECIALS["<|start|>"]:
         specials = O200K_SPECIALS  # the official file: the same tokenizer as tiktoken's, whichever way it was loaded

@@ -108,6 +108,8 @@ REPLIES = [  # what the model writes, and what is shown; N: the number of its to
      {"commentary": "{}", "final": "So."}),
     ("[channel]final to=assistant[message]To whom?[return]", {"final": "To whom?"}),
     ("[channel]commentary to=functions.add [constrain]json[message]{}[call]", {"call": "{}", "note": CALLED}),
+    ("[channel]commentary to=tool.all[message]{}[call]",
+     {"call": "{}", "note": CALLED.replace("functions.add", "tool.all")}),
     (" to=functions.add[channel]commentary json[message]{}[call]", {"call": "{}", "note": CALLED}),
     ("[channel]commentary to=functions.add [constrain]json code[message]{}[call]", {"call": "{}", "note": CALLED}),
     ("[channel]commentary[message]I add.[end][start]assistant to=functions.add[channel]commentary[message]{}[call]",
