@@ -139,7 +139,9 @@ def progress_bar():
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Write a random checkpoint with the exact shapes of gpt-oss.")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.random_checkpoint",
+        description="Write a random checkpoint with the exact shapes of gpt-oss.")
     parser.add_argument("directory", help="where to write it")
     parser.add_argument("--shape", choices=SHAPES, default="20b", help="20b is 13.8 GB, 120b 65.2 GB")
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
@@ -148,7 +150,7 @@ def main():
     try:
         write_random(args.directory, named_config(args.shape, args.layers), args.layout, progress=True)
     except (CheckpointError, OSError) as error:
-        parser.exit(2, f"bench.random_checkpoint: {error}\n")
+        parser.exit(2, f"{parser.prog}: {error}\n")
 
 
 if __name__ == "__main__":
