@@ -22,7 +22,8 @@ INSTALL = ("--compare needs llama-cpp-python and gguf: pip install llama-cpp-pyt
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Measure load, prefill and decode beside the machine's limits.")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description="Measure load, prefill and decode beside the machine's limits.")
 
     def positive(text):
         if not text.isdecimal() or int(text) < 1:
@@ -48,7 +49,7 @@ def main():
     if args.threads > (cores := available_cores()):
         parser.error(f"--threads: expected at most {cores}, the cores there are, found {args.threads}")
     if args.compare and not (find_spec("llama_cpp") and find_spec("gguf")):
-        parser.exit(2, f"bench: {INSTALL}\n")
+        parser.exit(2, f"{parser.prog}: {INSTALL}\n")
 
     path = args.checkpoint.resolve()
     try:
@@ -61,9 +62,9 @@ def main():
         results = benchmark(path, config, args.dense_dtype, args.compare, args.threads, args.prompt,
                             sorted(args.depth), args.tokens, args.rounds)
     except (ValueError, OSError) as error:
-        parser.exit(2, f"bench: {error}\n")
+        parser.exit(2, f"{parser.prog}: {error}\n")
     except BrokenProcessPool:
-        parser.exit(2, "bench: a measuring process ended before its time (out of memory?)\n")
+        parser.exit(2, f"{parser.prog}: a measuring process ended before its time (out of memory?)\n")
     print(json.dumps(results, indent=1)) if args.json else report(results)
 
 

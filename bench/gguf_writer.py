@@ -11,8 +11,7 @@ import numpy as np
 
 import gptoss
 from bench.random_checkpoint import progress_bar
-from checkpoint import atomic_write
-from gptoss import MXFP4, bf16_to_float32
+from checkpoint import MXFP4, atomic_write, bf16_to_float32, expect
 
 
 def gguf_mxfp4(weight):
@@ -24,9 +23,9 @@ def gguf_mxfp4(weight):
     return blocks.reshape(*weight.scales.shape[:-1], -1)
 
 
-def gguf_tensors(model, dense):
-    """Yield (name, type, shape, pieces) for each tensor of the file: pieces() yields its bytes, a few MB at a time.
-    `dense` is the type of the dense weights, BF16 or Q8_0."""
+def gguf_tensors(model, layers, dense):
+    """Yield (name, type, shape, pieces) for each tensor of the file, with the model's first `layers` layers: pieces()
+    yields its bytes, a few MB at a time. `dense` is the type of the dense weights, BF16 or Q8_0."""
     from gguf import GGMLQuantizationType as Type
     from gguf import quants
 
@@ -50,7 +49,7 @@ def gguf_tensors(model, dense):
     yield "token_embd.weight", *matrix(model.embedding)
     yield "output_norm.weight", *exact(model.norm)
     yield "output.weight", *matrix(model.unembedding)
-    for i, layer in enumerate(model.layers):
+    for i, layer in enumerate(model.layers[:layers]):
         block = f"blk.{i}."
         yield block + "attn_norm.weight", *exact(layer.attn_norm)
         for theirs, ours in (("q", "q"), ("k", "k"), ("v", "v"), ("output", "o")):
@@ -75,15 +74,12 @@ def write_gguf(path, directory, config, dense_dtype):
     from gguf.quants import quant_shape_to_byte_shape
 
     c, model = config, gptoss.load(directory, backend="numpy")
-    model.layers = model.layers[: c.num_hidden_layers]
-    if c.swiglu_limit != 7:
-        raise ValueError(f"{directory}: swiglu_limit: expected 7, all that llama.cpp knows, found {c.swiglu_limit}")
+    expect(c.swiglu_limit == 7, ValueError, f"{directory}: swiglu_limit", "7, all that llama.cpp knows", c.swiglu_limit)
     dense = GGMLQuantizationType.BF16 if dense_dtype == "bfloat16" else GGMLQuantizationType.Q8_0
-    tensors = list(gguf_tensors(model, dense))
+    tensors = list(gguf_tensors(model, c.num_hidden_layers, dense))
     sizes = [prod(quant_shape_to_byte_shape(shape, kind)) for _, kind, shape, _ in tensors]
     free = shutil.disk_usage(path.parent).free
-    if sum(sizes) > free:
-        raise ValueError(f"{path}: expected room for {sum(sizes) / 1e9:.1f} GB, found {free / 1e9:.1f} GB")
+    expect(sum(sizes) <= free, ValueError, path, f"room for {sum(sizes) / 1e9:.1f} GB", f"{free / 1e9:.1f} GB")
 
     with atomic_write(path) as out, progress_bar() as bar:
         file = GGUFWriter(out.name, "gpt-oss")  # opens the same file

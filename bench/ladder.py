@@ -1,8 +1,8 @@
 """The ladder: one MXFP4 matrix-vector product, from a plain loop to the memory's limit. docs/kernels.md climbs it.
 
-    python docs/ladder.py                           measure every rung, on one thread and on all of them
-    python docs/ladder.py --picture ladder.svg      and draw them under the roofline
-    python docs/ladder.py --rows 1000               quick; but so few rows stay in a cache, and the figures mean little
+    python -m bench.ladder                          measure every rung, on one thread and on all of them
+    python -m bench.ladder --picture ladder.svg     and draw them under the roofline
+    python -m bench.ladder --rows 1600              quick; but so few rows stay in a cache, and the figures mean little
 
 A rung is a function that multiplies one row of packed weights by x; all else is the same for all of them. Each is
 compared with the exact product before it is timed. The model uses nothing of this file: its own kernel is the rung
@@ -13,7 +13,6 @@ import argparse
 import math
 import sys
 import time
-from pathlib import Path
 from types import FunctionType
 from typing import NamedTuple
 
@@ -24,14 +23,12 @@ from numba import njit, prange, types
 from numba.extending import intrinsic
 from threadpoolctl import threadpool_limits
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import mxfp4  # noqa: E402
-from bench import machine  # noqa: E402
-from checkpoint import E2M1, MXFP4, bf16_to_float32, dequantize  # noqa: E402
-from kernels import stream_bf16  # noqa: E402
-from mxfp4 import dot_mxfp4, multiply_mxfp4, rounded_to_int16  # noqa: E402
-from simd import (  # noqa: E402
+import mxfp4
+from bench.measure import machine
+from checkpoint import E2M1, MXFP4, bf16_to_float32, dequantize
+from kernels import stream_bf16
+from mxfp4 import dot_mxfp4, multiply_mxfp4, rounded_to_int16
+from simd import (
     I32,
     OFFSET,
     SUMS,
@@ -389,7 +386,7 @@ def climb(M, N):
     # The limit: as many bytes of bf16 weights, of any sign and between 2^-7 and 2 in size.
     dense = rng.integers(2**16, size=(max(1, M * 17 // 64), N), dtype=np.uint16) & 0x83FF | 0x3C00
     y, wide = np.empty((1, len(dense)), np.float32), x.astype(np.float64)
-    exact_dense = np.concatenate([widen(dense[m : m + 1000]) @ wide for m in range(0, len(dense), 1000)])
+    exact_dense = np.concatenate([bf16_to_float32(dense[m : m + 1000]) @ wide for m in range(0, len(dense), 1000)])
     measure(LIMIT, 2 * N, lambda: stream_bf16(x[None], dense, y), y[0], exact_dense, 2**-24 * N**0.5, counts)
 
     a = np.ones((2048, 2048), np.float32)
@@ -516,19 +513,22 @@ def spread(heights, gap):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Measure an MXFP4 product, from a plain loop to the limit.")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.ladder", description="Measure an MXFP4 product, from a plain loop to the limit.")
     parser.add_argument("--rows", type=int, default=200_000, metavar="M", help="rows of the matrix (default: 200000)")
     parser.add_argument("--columns", type=int, default=2880, metavar="N", help="weights a row (default: 2880)")
     parser.add_argument("--picture", metavar="FILE", help="draw the rungs under the roofline (.svg, .png, .pdf)")
     args = parser.parse_args()
     if args.rows < 1 or args.rows % 16 or args.columns < 64 or args.columns % 64:
         parser.error(f"expected a multiple of 16 rows, of 64 columns, found {args.rows} of {args.columns}")
-    results = climb(args.rows, args.columns)
-    report(args.rows, args.columns, *results)
-    if args.picture:
-        draw(*results, args.picture)
-    return 0
+    try:
+        results = climb(args.rows, args.columns)
+        report(args.rows, args.columns, *results)
+        if args.picture:
+            draw(*results, args.picture)
+    except (ValueError, OSError) as error:  # a rung that computes something else; a picture that cannot be written
+        parser.exit(2, f"{parser.prog}: {error}\n")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

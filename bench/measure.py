@@ -24,7 +24,9 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+import gptoss
 from bench.gguf_writer import write_gguf
+from checkpoint import expect, tensor_table
 
 OURS, MAPPED, REPACKED = "gptoss.py", "llama.cpp", "llama.cpp-repacked"
 
@@ -85,8 +87,6 @@ def work_of_a_token(config, dense_bytes, prompt, depths):
     """FLOP of a token prefilled, on average over `prompt` (without the unembedding, of one row only); bytes that a
     token decoded must read, one figure for each depth: active weights, `dense_bytes` for each dense one, keys, values.
     """
-    from checkpoint import tensor_table
-
     c, table = config, tensor_table(config, "hf")
     active = c.num_experts_per_tok / c.num_local_experts
     flop = weights = 0
@@ -118,13 +118,13 @@ def gptoss_py(path, config, threads, context, dense_dtype):
     import numba
 
     numba.set_num_threads(threads)  # before kernels.py, which makes as many of its own
-    import gptoss
-    import kernels  # noqa: F401
+    import kernels
 
     start = time.perf_counter()
-    model = gptoss.load(path, dense_dtype=dense_dtype)
+    model = gptoss.load(path, backend=kernels, dense_dtype=dense_dtype)
     took = time.perf_counter() - start
-    model.layers = model.layers[: config.num_hidden_layers]
+    layers = model.layers[: config.num_hidden_layers]
+    model = gptoss.Model(config, model.embedding, layers, model.norm, model.unembedding, model.operations)
     cache = None
 
     def run(ids, fresh):
@@ -270,9 +270,8 @@ def check_same_function(path, config, dense_dtype, others, threads):
         _, ours = apart(measure, gptoss_py, path, *task, dense_dtype)
         found = {name: difference(ours, apart(measure, llama_cpp, file, *task, name == REPACKED)[1]) for name in others}
     for name, value in found.items():
-        if not value <= AGREE:
-            raise ValueError(f"{path}: {name} should compute what {OURS} does, but after {len(first)} layers of the "
-                             f"same weights its logits are {value:.1%} off, where its rounding explains {AGREE:.0%}")
+        expect(value <= AGREE, ValueError, f"{path}: logits of {name} after {len(first)} layers of the same weights",
+               f"those of {OURS} but for its rounding, {AGREE:.0%}", f"{value:.1%} of difference")
     return found
 
 
@@ -280,6 +279,8 @@ def check_same_function(path, config, dense_dtype, others, threads):
 
 def benchmark(path, config, dense_dtype, others, threads, prompt, depths, tokens, rounds):
     """What `python -m bench` prints, as a dict: the medians of `rounds` turns of each program, one after the other."""
+    longest, limit = max(prompt, max(depths) + tokens), config.max_position_embeddings
+    expect(longest <= limit, ValueError, path, f"at most {limit} tokens, the context", f"{longest}")
     bf16 = dense_dtype == "bfloat16"
     programs = {OURS: (gptoss_py, path, dense_dtype)}
     if others:

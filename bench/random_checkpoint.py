@@ -56,8 +56,8 @@ def config_json(config, layout):
             "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": [
                 "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]},
         }
-    if scaling is None or scaling["truncate"]:
-        raise ValueError("the original/ layout has no way to say rope_scaling None or truncate true")
+    says = scaling is not None and not scaling["truncate"]
+    expect(says, CheckpointError, "original/ layout", "YaRN with truncate false, all it can say", scaling)
     both = fields | scaling
     theirs = {old: both[new] for old, new in ORIGINAL_KEYS.items()}
     same = ("num_hidden_layers", "vocab_size", "hidden_size", "intermediate_size", "swiglu_limit", "head_dim",
@@ -84,8 +84,8 @@ def random_rows(rng, field, shape, rows):
 def write_random(directory, config, layout="hf", *, seed=0, shards=1, progress=False):
     """Write a random checkpoint in `shards` files, a few MB of it in memory at a time. The same seed gives the same
     numbers in both layouts. A file has its final name only when it is whole. Raises CheckpointError where the disk is
-    too small."""
-    directory = Path(directory)
+    too small, or the layout cannot say what the config is."""
+    directory, described = Path(directory), config_json(config, layout)
     directory.mkdir(parents=True, exist_ok=True)
     table = tensor_table(config, layout)
     sizes = {name: math.prod(shape) * STORED[dtype].itemsize for name, (_, _, dtype, shape) in table.items()}
@@ -126,7 +126,7 @@ def write_random(directory, config, layout="hf", *, seed=0, shards=1, progress=F
     if layout == "hf":
         write_json(directory / "generation_config.json", {
             "eos_token_id": list(config.eos_token_id), "do_sample": config.do_sample})
-    write_json(directory / "config.json", config_json(config, layout))
+    write_json(directory / "config.json", described)
 
 
 def progress_bar():
@@ -139,7 +139,9 @@ def progress_bar():
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Write a random checkpoint with the exact shapes of gpt-oss.")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.random_checkpoint",
+        description="Write a random checkpoint with the exact shapes of gpt-oss.")
     parser.add_argument("directory", help="where to write it")
     parser.add_argument("--shape", choices=SHAPES, default="20b", help="20b is 13.8 GB, 120b 65.2 GB")
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
@@ -148,7 +150,7 @@ def main():
     try:
         write_random(args.directory, named_config(args.shape, args.layers), args.layout, progress=True)
     except (CheckpointError, OSError) as error:
-        parser.exit(2, f"bench.random_checkpoint: {error}\n")
+        parser.exit(2, f"{parser.prog}: {error}\n")
 
 
 if __name__ == "__main__":

@@ -8,19 +8,24 @@ Prints Markdown: the figures of nano/README.md.
 """
 
 import argparse
+import math
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from evals.evaluate import begin, call, follow, job, measure, percent, picture, recover, table
+import gptoss
+import tokenizer
+from checkpoint import expect_number
+from evals.evaluate import begin, call, follow, job, measure, picture, recover, summary, table
 from train import tasks
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Right answers by task and effort.")
+    parser = argparse.ArgumentParser(prog="python -m evals", description="Right answers by task and effort.")
     parser.add_argument("tasks", nargs="*", metavar="TASK", default=list(tasks.TASKS),
                         help=f"of {', '.join(tasks.TASKS)} (default: all)")
     parser.add_argument("--model", metavar="DIR", type=Path, default=ROOT / "nano", help="(default: the bundled one)")
@@ -31,33 +36,38 @@ def main():
     for task in args.tasks:
         if task not in tasks.TASKS:
             parser.error(f"TASK: expected one of {', '.join(tasks.TASKS)}, found {task}")
-    with ProcessPoolExecutor(os.cpu_count(), initializer=begin, initargs=(args.model, args.backend)) as pool:
-        results = {(task, effort): pool.submit(job, measure, task, effort, args.each)
-                   for task in args.tasks for effort in tasks.EFFORTS}
-        slipped = [pool.submit(job, recover, task, args.each) for task in args.tasks if task != "chat"]
-        followed = {effort: pool.submit(job, follow, effort, args.each) for effort in tasks.EFFORTS}
-        calls = [pool.submit(job, call, task, effort, args.each // 5) for effort in tasks.EFFORTS
-                 for task in tasks.CALCULATED if task in args.tasks]
+    names = list(dict.fromkeys(args.tasks))
+    try:
+        expect_number(args.each, int, 1, math.inf, ValueError, "--each")
+        gptoss.load(args.model, backend="numpy")  # what is wrong with either is said here, once
+        tokenizer.load(args.model)
+        results = run(names, args.model, args.backend, args.each)
+        if args.picture:
+            picture(results, args.each, args.picture)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    except BrokenProcessPool:
+        parser.exit(2, f"{parser.prog}: a measuring process ended before its time (out of memory?)\n")
+
+
+def run(names, model, backend, each):
+    """Measures and prints; the table's Scores. A fifth of the problems is tried with the calculator."""
+    fifth = max(1, each // 5)
+    with ProcessPoolExecutor(os.cpu_count(), initializer=begin, initargs=(model, backend)) as pool:
+        results = {(task, effort): pool.submit(job, measure, task, effort, each)
+                   for task in names for effort in tasks.EFFORTS}
+        slips = [pool.submit(job, recover, task, each) for task in names if task != "chat"]
+        followed = {effort: pool.submit(job, follow, effort, each) for effort in tasks.EFFORTS}
+        calls = [pool.submit(job, call, task, effort, fifth) for effort in tasks.EFFORTS
+                 for task in tasks.CALCULATED if task in names]
         for key, future in results.items():
             results[key] = future.result()
             print(*key, *results[key], file=sys.stderr, flush=True)
-        print(table(results, args.each))
-        checked = [results[task, "high"] for task in args.tasks if task != "chat"]
-        right, n = (sum(column) for column in zip(*(future.result() for future in slipped), strict=True))
-        print(f"\nHigh effort: of {n} slips put into its first attempt {percent(right, n)} still ended in the right "
-              f"answer; {sum(score.doubted for score in checked)} of {sum(score.first for score in checked)} right "
-              "first attempts were doubted.")
-        n = len(checked) * args.each
-        print(f"\nWhat the check is worth (chat left out): {percent(sum(score.first for score in checked), n)} of the "
-              f"first attempts were right, {percent(sum(score.right for score in checked), n)} of the answers.")
-        print("\nSecond turns that build on the first: " + ", ".join(
-            f"{percent(future.result(), args.each)} at {effort} effort" for effort, future in followed.items()) + ".")
-        if calls:
-            n = len(calls) * (args.each // 5)
-            print(f"\nWith a calculator offered: {percent(sum(f.result() for f in calls), n)} of {n} problems were "
-                  "handed to it and answered with what it said.")
-    if args.picture:
-        picture(results, args.each, args.picture)
+        print(table(results, each))
+        followed = {effort: future.result() for effort, future in followed.items()}
+        slips, calls = [future.result() for future in slips], [future.result() for future in calls]
+        print(*("\n" + line for line in summary(results, slips, followed, calls, each, fifth)), sep="\n")
+    return results
 
 
 if __name__ == "__main__":

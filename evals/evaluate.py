@@ -8,8 +8,6 @@ import math
 import random
 from typing import NamedTuple
 
-import numba
-
 import gptoss
 import harmony
 from tokenizer import load as load_tokenizer
@@ -127,6 +125,28 @@ def table(results, each):
     return "\n".join(lines)
 
 
+def summary(results, slips, followed, calls, each, fifth):
+    """Sentences below the table: of slips [(recovered, all)] for each task but chat, of second turns {effort: right},
+    and of right calls of the calculator, a number for each `fifth` of `each` problems. What was not tried is left out.
+    """
+    checked = [score for (task, effort), score in results.items() if task != "chat" and effort == "high"]
+    first, n = sum(score.first for score in checked), len(checked) * each
+    recovered, slipped = (sum(pair[i] for pair in slips) for i in range(2))
+    if slipped:
+        yield (f"High effort: of {slipped} slips put into its first attempt {percent(recovered, slipped)} still ended "
+               f"in the right answer; {sum(score.doubted for score in checked)} of {first} right first attempts were "
+               "doubted.")
+    if checked:
+        yield (f"What the check is worth (chat left out): {percent(first, n)} of the first attempts were right, "
+               f"{percent(sum(score.right for score in checked), n)} of the answers.")
+    yield ("Second turns that build on the first: "
+           + ", ".join(f"{percent(right, each)} at {effort} effort" for effort, right in followed.items()) + ".")
+    if calls:
+        n = len(calls) * fifth
+        yield (f"With a calculator offered: {percent(sum(calls), n)} of {n} problems were handed to it and answered "
+               "with what it said.")
+
+
 def picture(results, each, path):
     import matplotlib
     matplotlib.use("Agg")
@@ -186,7 +206,10 @@ def begin(checkpoint, backend):
     """Loads the model in a worker process, of which there is one for each core: a model as small as the bundled one
     has no work for a second thread."""
     global loaded
-    numba.set_num_threads(1)
+    if backend == "numba":
+        import numba
+
+        numba.set_num_threads(1)
     loaded = gptoss.load(checkpoint, backend=backend), load_tokenizer(checkpoint)
 
 

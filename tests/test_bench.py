@@ -1,23 +1,26 @@
-"""bench.py: the GGUF file holds the same numbers, and the command says what it should. Nothing here is timed, and
-llama.cpp is not needed."""
+"""python -m bench: the GGUF file holds the same numbers, and the command says what it should. Nothing here is timed,
+and llama.cpp is not needed."""
+
 import json
 import math
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numba
 import numpy as np
 import pytest
 from conftest import ROOT
 from gguf import GGMLQuantizationType, GGUFReader, quants
-from test_checkpoint import SMALL
+from shapes import SMALL
 
-import bench
-import checkpoint
+import bench.__main__ as program
 import gptoss
-from bench.random_checkpoint import write_random
-from gptoss import bf16_to_float32, dequantize
+from bench import gguf_writer, measure
+from bench.random_checkpoint import named_config, write_random
+from checkpoint import MXFP4, bf16_to_float32, dequantize
 
 Q8 = replace(SMALL, head_dim=32, num_attention_heads=9, num_key_value_heads=1)  # Q 288: rows are whole blocks of 32
 DENSE = ("token_embd.weight", "output.weight", "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight")
@@ -35,24 +38,28 @@ def written(tmp_path_factory):
 
 def expected_tensors(model):
     """{name in the GGUF file: float32 array}, from the model's own arrays."""
-    tensors = {"token_embd.weight": bf16_to_float32(model.embedding), "output_norm.weight": bf16_to_float32(model.norm),
-               "output.weight": bf16_to_float32(model.unembedding)}
+    tensors = {"token_embd.weight": model.embedding, "output_norm.weight": model.norm,
+               "output.weight": model.unembedding}
     for i, layer in enumerate(model.layers):
-        gate_up, bias = dequantize(layer.gate_up), bf16_to_float32(layer.gate_up_bias)
+        gate_up, bias = dequantize(layer.gate_up), layer.gate_up_bias
         found = {
-            "attn_norm.weight": bf16_to_float32(layer.attn_norm), "post_attention_norm.weight": bf16_to_float32(layer.mlp_norm),
-            "attn_sinks.weight": bf16_to_float32(layer.sinks),
-            "attn_q.weight": bf16_to_float32(layer.q_weight), "attn_q.bias": bf16_to_float32(layer.q_bias),
-            "attn_k.weight": bf16_to_float32(layer.k_weight), "attn_k.bias": bf16_to_float32(layer.k_bias),
-            "attn_v.weight": bf16_to_float32(layer.v_weight), "attn_v.bias": bf16_to_float32(layer.v_bias),
-            "attn_output.weight": bf16_to_float32(layer.o_weight), "attn_output.bias": bf16_to_float32(layer.o_bias),
-            "ffn_gate_inp.weight": bf16_to_float32(layer.router_weight), "ffn_gate_inp.bias": bf16_to_float32(layer.router_bias),
+            "attn_norm.weight": layer.attn_norm, "post_attention_norm.weight": layer.mlp_norm,
+            "attn_sinks.weight": layer.sinks,
+            "attn_q.weight": layer.q_weight, "attn_q.bias": layer.q_bias,
+            "attn_k.weight": layer.k_weight, "attn_k.bias": layer.k_bias,
+            "attn_v.weight": layer.v_weight, "attn_v.bias": layer.v_bias,
+            "attn_output.weight": layer.o_weight, "attn_output.bias": layer.o_bias,
+            "ffn_gate_inp.weight": layer.router_weight, "ffn_gate_inp.bias": layer.router_bias,
             "ffn_gate_exps.weight": gate_up[:, 0::2], "ffn_gate_exps.bias": bias[:, 0::2],
             "ffn_up_exps.weight": gate_up[:, 1::2], "ffn_up_exps.bias": bias[:, 1::2],
-            "ffn_down_exps.weight": dequantize(layer.down), "ffn_down_exps.bias": bf16_to_float32(layer.down_bias),
+            "ffn_down_exps.weight": dequantize(layer.down), "ffn_down_exps.bias": layer.down_bias,
         }
         tensors |= {f"blk.{i}.{name}": array for name, array in found.items()}
-    return tensors
+    return {name: bf16_to_float32(array) for name, array in tensors.items()}
+
+
+def first_layers(n):
+    return replace(SMALL, num_hidden_layers=n, layer_types=SMALL.layer_types[:n])
 
 
 def read_gguf(path):
@@ -65,7 +72,7 @@ def read_gguf(path):
 
 @pytest.mark.parametrize("layout", ["small", "original"])
 def test_gguf_holds_the_same_numbers(layout, written, tmp_path):
-    bench.write_gguf(tmp_path / "a.gguf", written / layout, SMALL, "bfloat16")
+    gguf_writer.write_gguf(tmp_path / "a.gguf", written / layout, SMALL, "bfloat16")
     _, found = read_gguf(tmp_path / "a.gguf")
     expected = expected_tensors(gptoss.load(written / layout, backend="numpy"))
     assert found.keys() == expected.keys()
@@ -77,7 +84,7 @@ def test_gguf_holds_the_same_numbers(layout, written, tmp_path):
 
 def test_gguf_with_dense_weights_in_8_bits(written, tmp_path):
     """Equal but for these weights, which are off by no more than half a step of their block."""
-    bench.write_gguf(tmp_path / "a.gguf", written / "q8", Q8, "int8")
+    gguf_writer.write_gguf(tmp_path / "a.gguf", written / "q8", Q8, "int8")
     _, found = read_gguf(tmp_path / "a.gguf")
     expected = expected_tensors(gptoss.load(written / "q8", backend="numpy"))
     assert found.keys() == expected.keys()
@@ -96,32 +103,32 @@ def test_every_nibble_and_scale_in_its_place():
     """Of all byte values, infinity and NaN aside: against the dequantizer of the gguf package."""
     rng = np.random.default_rng(0)
     blocks, scales = rng.integers(0, 256, (3, 85, 2, 16), dtype=np.uint8), (np.arange(510) % 253).astype(np.uint8)
-    weight = gptoss.MXFP4(blocks, scales.reshape(3, 85, 2))
-    packed = bench.gguf_mxfp4(weight)
+    weight = MXFP4(blocks, scales.reshape(3, 85, 2))
+    packed = gguf_writer.gguf_mxfp4(weight)
     assert packed.shape == (3, 85, 34) and packed.dtype == np.uint8
     assert np.array_equal(quants.dequantize(packed, GGMLQuantizationType.MXFP4), dequantize(weight))
 
 
 def test_gguf_keys(written, tmp_path):
-    bench.write_gguf(tmp_path / "a.gguf", written / "small", SMALL, "bfloat16")
+    gguf_writer.write_gguf(tmp_path / "a.gguf", written / "small", SMALL, "bfloat16")
     reader, _ = read_gguf(tmp_path / "a.gguf")
     found = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
     assert found == {
         "general.architecture": "gpt-oss", "tokenizer.ggml.model": "none",
-        "gpt-oss.vocab_size": 203, "gpt-oss.block_count": 3, "gpt-oss.context_length": 40,
+        "gpt-oss.vocab_size": 211, "gpt-oss.block_count": 3, "gpt-oss.context_length": 1024,
         "gpt-oss.embedding_length": 96, "gpt-oss.feed_forward_length": 64, "gpt-oss.expert_feed_forward_length": 64,
-        "gpt-oss.expert_count": 5, "gpt-oss.expert_used_count": 4,
+        "gpt-oss.expert_count": 7, "gpt-oss.expert_used_count": 4,
         "gpt-oss.attention.head_count": 6, "gpt-oss.attention.head_count_kv": 2,
         "gpt-oss.attention.key_length": 10, "gpt-oss.attention.value_length": 10,
-        "gpt-oss.attention.sliding_window": 7, "gpt-oss.attention.sliding_window_pattern": [True, False, True],
+        "gpt-oss.attention.sliding_window": 5, "gpt-oss.attention.sliding_window_pattern": [True, False, True],
         "gpt-oss.attention.layer_norm_rms_epsilon": pytest.approx(1e-5),
-        "gpt-oss.rope.freq_base": 1234.5, "gpt-oss.rope.scaling.type": "yarn", "gpt-oss.rope.scaling.factor": 8.0,
-        "gpt-oss.rope.scaling.original_context_length": 5}
+        "gpt-oss.rope.freq_base": 150000.0, "gpt-oss.rope.scaling.type": "yarn", "gpt-oss.rope.scaling.factor": 32.0,
+        "gpt-oss.rope.scaling.original_context_length": 4096}
 
 
 def test_gguf_of_the_first_layers(written, tmp_path):
-    first = replace(SMALL, num_hidden_layers=2, layer_types=SMALL.layer_types[:2])
-    bench.write_gguf(tmp_path / "a.gguf", written / "small", first, "bfloat16")
+    first = first_layers(2)
+    gguf_writer.write_gguf(tmp_path / "a.gguf", written / "small", first, "bfloat16")
     reader, found = read_gguf(tmp_path / "a.gguf")
     assert reader.fields["gpt-oss.block_count"].contents() == 2
     assert "blk.1.attn_q.weight" in found and "blk.2.attn_q.weight" not in found
@@ -129,12 +136,12 @@ def test_gguf_of_the_first_layers(written, tmp_path):
 
 def test_gguf_refused(written, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="swiglu_limit: expected 7, .* found 3"):
-        bench.write_gguf(tmp_path / "a.gguf", written / "small", replace(SMALL, swiglu_limit=3.0), "bfloat16")
+        gguf_writer.write_gguf(tmp_path / "a.gguf", written / "small", replace(SMALL, swiglu_limit=3.0), "bfloat16")
     with pytest.raises(ValueError, match=r"60.*32"):  # Q 60 is no multiple of a block
-        bench.write_gguf(tmp_path / "a.gguf", written / "small", SMALL, "int8")
-    monkeypatch.setattr(bench.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+        gguf_writer.write_gguf(tmp_path / "a.gguf", written / "small", SMALL, "int8")
+    monkeypatch.setattr(gguf_writer.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(ValueError, match="expected room for .* GB, found 0.0 GB"):
-        bench.write_gguf(tmp_path / "a.gguf", written / "small", SMALL, "bfloat16")
+        gguf_writer.write_gguf(tmp_path / "a.gguf", written / "small", SMALL, "bfloat16")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -142,23 +149,23 @@ def test_gguf_interrupted_leaves_nothing(written, tmp_path, monkeypatch):
     def interrupted(weight):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bench, "gguf_mxfp4", interrupted)
+    monkeypatch.setattr(gguf_writer, "gguf_mxfp4", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        bench.write_gguf(tmp_path / "a.gguf", written / "small", SMALL, "bfloat16")
+        gguf_writer.write_gguf(tmp_path / "a.gguf", written / "small", SMALL, "bfloat16")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_gguf_is_made_once_and_again_when_the_weights_are_younger(written, tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr(bench, "apart", lambda function, path, *rest: made.append(path) or path.touch())
+    monkeypatch.setattr(measure, "apart", lambda function, path, *rest: made.append(path) or path.touch())
     directory = tmp_path / "some.model"
     write_random(directory, SMALL)
-    assert bench.gguf_of(directory, SMALL, "bfloat16") == tmp_path / "some.model-bf16.gguf"
-    bench.gguf_of(directory, SMALL, "bfloat16")
+    assert measure.gguf_of(directory, SMALL, "bfloat16") == tmp_path / "some.model-bf16.gguf"
+    measure.gguf_of(directory, SMALL, "bfloat16")
     assert len(made) == 1
     (directory / "config.json").touch()
-    bench.gguf_of(directory, SMALL, "bfloat16")
-    assert bench.gguf_of(directory, SMALL, "int8").name == "some.model-q8_0.gguf" and len(made) == 3
+    measure.gguf_of(directory, SMALL, "bfloat16")
+    assert measure.gguf_of(directory, SMALL, "int8").name == "some.model-q8_0.gguf" and len(made) == 3
 
 
 # ---- The same function ----------------------------------------------------------------------------------------------
@@ -171,87 +178,89 @@ def rounded_as_llama_cpp(x):
     return (np.rint(blocks / np.where(step == 0, 1, step)) * step).reshape(len(x), -1)[:, : x.shape[1]]
 
 
-def test_the_bound_lets_rounding_pass_and_nothing_else(tmp_path):
+def test_the_bound_lets_rounding_pass_and_nothing_else(tmp_path, monkeypatch):
     """llama.cpp's rounding, imitated in every product, is within the bound; weights in a wrong order are far off."""
-    config = replace(checkpoint.shape("20b", 2), vocab_size=1001, eos_token_id=(1000,),
-                     hidden_size=192, intermediate_size=160, num_attention_heads=12, num_key_value_heads=2,
-                     num_local_experts=8)
-    write_random(tmp_path / "a", config)
-    ids = np.random.default_rng(0).integers(0, 1001, 150)
+    config = replace(named_config("20b", 2), vocab_size=1001, eos_token_id=(1000,), hidden_size=192,
+                     intermediate_size=160, num_attention_heads=12, num_key_value_heads=2, num_local_experts=8)
+    write_random(tmp_path, config)
+    ids, swiglu = np.random.default_rng(0).integers(0, 1001, 150), gptoss.swiglu
 
-    def logits(change=lambda layer: None, round_input=lambda x: x):
-        model = gptoss.load(tmp_path / "a", backend="numpy")
-        model.layers = [SimpleNamespace(**vars(layer)) for layer in model.layers]
-        for layer in model.layers:
-            change(layer)
-        ops = model.operations
-
-        def experts(x, chosen, weights, layer, limit):
-            y = np.zeros_like(x)
-            for e in np.unique(chosen):
-                t, slot = np.nonzero(chosen == e)
-                up = dequantize(gptoss.MXFP4(layer.gate_up.blocks[e], layer.gate_up.scales[e]))
-                down = dequantize(gptoss.MXFP4(layer.down.blocks[e], layer.down.scales[e]))
-                h = ops.swiglu(round_input(x[t]) @ up.T + bf16_to_float32(layer.gate_up_bias[e]), limit)
-                y[t] += weights[t, slot, None] * (round_input(h) @ down.T + bf16_to_float32(layer.down_bias[e]))
-            return y
-
-        ours = {"linear": lambda x, *rest: ops.linear(round_input(x), *rest), "experts": experts}
-        model.operations = SimpleNamespace(**vars(ops) | ours)
+    def logits(change=lambda layer: {}, rounded=lambda x: x):
+        monkeypatch.setattr(gptoss, "swiglu", lambda *arguments: rounded(swiglu(*arguments)))
+        model = gptoss.load(tmp_path, backend=SimpleNamespace(
+            linear=lambda x, *rest: gptoss.linear(rounded(x), *rest),
+            experts=lambda x, *rest: gptoss.experts(rounded(x), *rest)))
+        model.layers = [layer._replace(**change(layer)) for layer in model.layers]
         return model(ids)[128:]
 
     def swap_nibbles(layer):
-        layer.down = layer.down._replace(blocks=layer.down.blocks << 4 | layer.down.blocks >> 4)
+        return {"down": layer.down._replace(blocks=layer.down.blocks << 4 | layer.down.blocks >> 4)}
 
     def swap_gate_and_up(layer):
         order = np.arange(2 * config.intermediate_size).reshape(-1, 2)[:, ::-1].ravel()
-        layer.gate_up = gptoss.MXFP4(layer.gate_up.blocks[:, order], layer.gate_up.scales[:, order])
+        return {"gate_up": MXFP4(layer.gate_up.blocks[:, order], layer.gate_up.scales[:, order])}
 
     def no_sinks(layer):
-        layer.sinks = np.full_like(layer.sinks, 0xC2C8)  # -100 in bf16
+        return {"sinks": np.full_like(layer.sinks, 0xC2C8)}  # -100 in bf16
 
     true = logits()
-    assert np.array_equal(true, gptoss.load(tmp_path / "a", backend="numpy")(ids)[128:])
-    rounded = bench.difference(true, logits(round_input=rounded_as_llama_cpp))
-    assert 0.001 < rounded < bench.AGREE
-    for change, least in ((swap_nibbles, 0.5), (swap_gate_and_up, 0.5), (no_sinks, 2 * bench.AGREE)):
-        assert bench.difference(true, logits(change)) > least, change.__name__
+    assert 0.001 < measure.difference(true, logits(rounded=rounded_as_llama_cpp)) < measure.AGREE
+    for change, least in ((swap_nibbles, 0.5), (swap_gate_and_up, 0.5), (no_sinks, 2 * measure.AGREE)):
+        assert measure.difference(true, logits(change)) > least, change.__name__
+
+
+def test_the_first_layers_run_as_a_model_of_their_own(written, tmp_path):
+    """A seed gives the same first layers, so a checkpoint of two layers is the first two of three. The bounds of YaRN
+    are those of the configuration that is given, not of the file."""
+    rounded = replace(first_layers(2), rope_scaling=SMALL.rope_scaling | {"truncate": True})
+    write_random(tmp_path, rounded, seed=3)
+    ids, threads = np.arange(30), numba.get_num_threads()
+    try:
+        for config, path in (rounded, tmp_path), (SMALL, written / "small"):
+            _, run = measure.gptoss_py(written / "small", config, 1, 40, "bfloat16")
+            model = gptoss.load(path)
+            cache = model.new_cache()
+            for piece, fresh in (ids, True), (ids[5:6], False):
+                assert np.array_equal(run(piece, fresh), model(piece, cache, logits_to_keep=1)[-1])
+            assert np.array_equal(run(ids[:9], True), model(ids[:9], model.new_cache(), logits_to_keep=1)[-1])
+    finally:
+        numba.set_num_threads(threads)
 
 
 def test_another_function_is_refused(written, monkeypatch):
     def apart(function, *arguments):
-        if function is bench.measure:
-            return {}, np.random.default_rng(len(str(arguments))).standard_normal((21, 203))
+        if function is measure.measure:
+            return {}, np.random.default_rng(len(str(arguments))).standard_normal((21, 211))
 
-    monkeypatch.setattr(bench, "apart", apart)
-    with pytest.raises(ValueError, match=r"llama.cpp should compute what gptoss.py does, .* \d+\.\d% off, .* 3%"):
-        bench.check_same_function(written / "small", SMALL, "bfloat16", ["llama.cpp"], 1)
+    monkeypatch.setattr(measure, "apart", apart)
+    with pytest.raises(ValueError, match=r"logits of llama.cpp .*: expected those of gptoss.py .*, found \d+\.\d%"):
+        measure.check_same_function(written / "small", SMALL, "bfloat16", ["llama.cpp"], 1)
 
 
 # ---- Work of a token ------------------------------------------------------------------------------------------------
 
 
 def test_work_of_a_token():
-    """Counted by hand for SMALL: 3 layers; N 96, F 64, Q 60, KV 20, E 5, K 4, V 203, W 7; G 2, D 10, H 6."""
-    flop, read = bench.work_of_a_token(SMALL, 2, 10, [4, 20])
-    attention, router = 96 * (60 + 20 + 20) + 60 * 96, 96 * 5
+    """Counted by hand for SMALL: 3 layers; N 96, F 64, Q 60, KV 20, E 7, K 4, V 211, W 5; G 2, D 10, H 6."""
+    flop, read = measure.work_of_a_token(SMALL, 2, 10, [4, 20])
+    attention, router = 96 * (60 + 20 + 20) + 60 * 96, 96 * 7
     experts = 4 * (2 * 64 * 96 + 64 * 96)
-    seen = 2 * np.mean(np.minimum(np.arange(1, 11), 7)) + np.mean(np.arange(1, 11))  # two layers slide
+    seen = 2 * np.mean(np.minimum(np.arange(1, 11), 5)) + np.mean(np.arange(1, 11))  # two layers slide
     assert flop == pytest.approx(2 * 3 * (attention + router + experts) + 4 * 60 * seen)
-    biases = 60 + 20 + 20 + 96 + 5 + 4 * (2 * 64 + 96)
+    biases = 60 + 20 + 20 + 96 + 7 + 4 * (2 * 64 + 96)
     layer = 2 * (attention + router + biases + 96 + 96 + 6) + experts * 17 / 32
-    weights = 3 * layer + 2 * (203 * 96 + 96)
+    weights = 3 * layer + 2 * (211 * 96 + 96)
     cached = 2 * 2 * 2 * 10
-    assert read == pytest.approx([weights + cached * (3 * 4), weights + cached * (2 * 7 + 20)])
-    eight, _ = bench.work_of_a_token(SMALL, 1.125, 10, [4])[1], None
-    assert eight[0] == pytest.approx(read[0] - 0.875 * (3 * attention + 203 * 96))
+    assert read == pytest.approx([weights + cached * (3 * 4), weights + cached * (2 * 5 + 20)])
+    _, [eight] = measure.work_of_a_token(SMALL, 1.125, 10, [4])
+    assert eight == pytest.approx(read[0] - 0.875 * (3 * attention + 211 * 96))
 
 
 # ---- The command ----------------------------------------------------------------------------------------------------
 
 
 def command(*args):
-    return subprocess.run([sys.executable, ROOT / "bench.py", *map(str, args)], capture_output=True, text=True,
+    return subprocess.run([sys.executable, "-m", "bench", *map(str, args)], cwd=ROOT, capture_output=True, text=True,
                           timeout=100)
 
 
@@ -285,7 +294,7 @@ def test_report(capsys):
                             "share_of_limit": 0.25}],
                 "peak_resident_bytes": 14e9, "own_bytes": 1.5e9}
 
-    bench.report({
+    measure.report({
         "machine": "a machine", "threads": 2, "checkpoint": "x", "dense_dtype": "int8", "file_bytes": 13.8e9,
         "rounds": 3, "limits": {"matmul_flop_per_second": 2e11, "bytes_per_second": 3e10},
         "programs": {"gptoss.py": figures(20), "llama.cpp": figures(8) | {
@@ -309,38 +318,41 @@ def test_report(capsys):
 
 
 @pytest.mark.parametrize(("args", "said"), [
-    (["--checkpoint", "nowhere"], "nowhere/config.json: no such file"),
-    (["--shape", "20b", "--layers", "25"], "--layers: expected 1 to 24, found 25"),
+    (["--checkpoint", "nowhere"], "nowhere: no such directory"),
+    (["--shape", "20b", "--layers", "25"], "layers: expected 1 to 24, found 25"),
     (["--layers", "2"], "--layers: expected with --shape, found alone"),
     (["--threads", "0"], "expected an integer of at least 1, found '0'"),
     (["--depth", "-5"], "--depth"),
-    (["--prompt", "5000"], "5000 tokens are more than the context of 4096"),
+    (["--prompt", "5000"], "nano: expected at most 4096 tokens, the context, found 5000"),
     (["--threads", "9999"], "--threads: expected at most"),
     (["--compare", "vllm"], "invalid choice: 'vllm'"),
 ])
 def test_command_refuses(args, said):
     done = command(*args)
     assert done.returncode == 2 and "Traceback" not in done.stderr and done.stdout == ""
-    assert said in done.stderr.splitlines()[-1] and done.stderr.splitlines()[-1].startswith("bench.py: ")
+    assert said in done.stderr.splitlines()[-1] and done.stderr.splitlines()[-1].startswith("python -m bench: ")
+
+
+def refused(monkeypatch, capsys, *args):
+    """What the command says on standard error, run in this process with exit status 2."""
+    monkeypatch.setattr(sys, "argv", ["bench", *args])
+    with pytest.raises(SystemExit) as caught:
+        program.main()
+    assert caught.value.code == 2
+    return capsys.readouterr().err
 
 
 @pytest.mark.parametrize("missing", ["llama_cpp", "gguf"])
 def test_compare_without_the_other_program(missing, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "llama_cpp", SimpleNamespace(__spec__=True))
     monkeypatch.setitem(sys.modules, missing, None)
-    monkeypatch.setattr(sys, "argv", ["bench.py", "--compare", "llama.cpp"])
-    with pytest.raises(SystemExit) as caught:
-        bench.main()
-    assert caught.value.code == 2
-    assert capsys.readouterr().err == f"bench.py: {bench.INSTALL}\n" and bench.INSTALL.count("\n") == 0
+    assert refused(monkeypatch, capsys, "--compare", "llama.cpp") == f"python -m bench: {program.INSTALL}\n"
 
 
 def test_a_process_that_dies_is_one_sentence(monkeypatch, capsys):
     def apart(*arguments):
-        raise bench.BrokenProcessPool("a child process terminated abruptly")
+        raise BrokenProcessPool("a child process terminated abruptly")
 
-    monkeypatch.setattr(bench, "apart", apart)
-    monkeypatch.setattr(sys, "argv", ["bench.py"])
-    with pytest.raises(SystemExit) as caught:
-        bench.main()
-    assert caught.value.code == 2 and capsys.readouterr().err.splitlines()[-1].startswith("bench.py: a measuring")
+    monkeypatch.setattr(measure, "apart", apart)
+    said = refused(monkeypatch, capsys).splitlines()
+    assert said[-1] == "python -m bench: a measuring process ended before its time (out of memory?)"

@@ -1,20 +1,16 @@
-"""Every rung of docs/ladder.py multiplies right, a wrong one is named, and the chapter shows the ladder as it is."""
+"""Every rung of bench/ladder.py multiplies right, a wrong one is named, and the chapter shows the ladder as it is."""
 
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "docs"))
-
-import ladder  # noqa: E402
-from ladder import KERNEL, LIMIT, RUNGS  # noqa: E402
-
-from gptoss import E8M0  # noqa: E402
+from bench import ladder
+from bench.ladder import KERNEL, LIMIT, RUNGS
+from checkpoint import E8M0
 
 
 def test_e8m0():
@@ -80,8 +76,8 @@ def test_error_of_nan_is_an_error():
 
 def test_command(tmp_path, monkeypatch, capsys):
     picture = tmp_path / "ladder.svg"
-    monkeypatch.setattr(sys, "argv", ["ladder.py", "--rows", "80", "--columns", "128", "--picture", str(picture)])
-    assert ladder.main() == 0
+    monkeypatch.setattr(sys, "argv", ["ladder", "--rows", "80", "--columns", "128", "--picture", str(picture)])
+    ladder.main()
     printed = capsys.readouterr().out
     for name in [*(rung.name for rung in RUNGS), LIMIT]:
         line = next(line for line in printed.splitlines() if line.startswith(f"{name} "))
@@ -91,12 +87,29 @@ def test_command(tmp_path, monkeypatch, capsys):
     assert drawn.startswith("<?xml") and all(f"<!-- {rung.name}: " in drawn for rung in RUNGS)
 
 
-def test_command_starts_anywhere(tmp_path):
-    command = [sys.executable, str(ROOT / "docs" / "ladder.py"), "--rows"]
-    odd = ["16", "--columns", "96"]
-    for rest, found in (["9"], "found 9 of 2880"), (odd, "64 columns, found 16 of 96"), (["many"], "int value: 'many'"):
-        done = subprocess.run([*command, *rest], cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 2 and found in done.stderr and "Traceback" not in done.stderr
+@pytest.mark.parametrize(("args", "said"), [
+    (["--rows", "9"], "found 9 of 2880"), (["--rows", "16", "--columns", "96"], "64 columns, found 16 of 96"),
+    (["--rows", "many"], "int value: 'many'"),
+])
+def test_command_refuses(args, said):
+    done = subprocess.run([sys.executable, "-m", "bench.ladder", *args], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and said in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("failing", "error"), [
+    ("climb", ValueError("rung 'x': expected a relative error of at most 1e-7, found 2e-7")),
+    ("draw", FileNotFoundError("nowhere/ladder.svg")),
+])
+def test_command_fails_in_one_line(failing, error, monkeypatch, capsys):
+    def fail(*arguments):
+        raise error
+
+    for name in ("climb", "report", "draw"):
+        monkeypatch.setattr(ladder, name, fail if name == failing else lambda *arguments: ())
+    monkeypatch.setattr(sys, "argv", ["ladder", "--picture", "nowhere/ladder.svg"])
+    with pytest.raises(SystemExit) as caught:
+        ladder.main()
+    assert caught.value.code == 2 and capsys.readouterr().err == f"python -m bench.ladder: {error}\n"
 
 
 def test_the_chapter_shows_this_ladder():

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 
+from checkpoint import expect, expect_number
 from tokenizer import load as load_tokenizer
 from train import export, tasks, vocabulary
 from train.model import GptOss, fused_attention
@@ -308,7 +309,7 @@ def write_log(log, entry):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Train the bundled model.")
+    parser = argparse.ArgumentParser(prog="python -m train.pretrain", description="Train the bundled model.")
     parser.add_argument("--out", required=True, type=Path,
                         help="directory for the tokenizer, checkpoints and log; resumes if it has them")
     parser.add_argument("--tokens", type=int, default=TOKENS)
@@ -316,18 +317,28 @@ def main():
     parser.add_argument("--workers", type=int, default=2, help="processes, one for each core")
     parser.add_argument("--export", metavar="DIR", help="only write the model of --out to DIR, in the published format")
     args = parser.parse_args()
-    if not args.export:
+    try:
+        for name, value in ("--tokens", args.tokens), ("--workers", args.workers):
+            expect_number(value, int, 1, math.inf, ValueError, name)
+        if args.export:
+            return export_run(args.out, Path(args.export))
         if not (args.out / "tokenizer.json").exists():
             vocabulary.write(args.out)
         (args.out / "meeting").unlink(missing_ok=True)
-        options = {"tokens": args.tokens, "seed": args.seed}
-        torch.multiprocessing.spawn(work, (args.workers, args.out, options), nprocs=args.workers)
-        return
-    target = Path(args.export)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    options = {"tokens": args.tokens, "seed": args.seed}
+    torch.multiprocessing.spawn(work, (args.workers, args.out, options), nprocs=args.workers)
+
+
+def export_run(out, target):
+    """The model of the last step in `out`, and its vocabulary, as a published checkpoint in `target`."""
+    for name in ("tokenizer.json", "checkpoint.pt"):
+        expect((out / name).is_file(), ValueError, out / name, "a file that training wrote", "none")
     target.mkdir(parents=True, exist_ok=True)
-    (target / "tokenizer.json").write_bytes((args.out / "tokenizer.json").read_bytes())
-    model = new_model(load_tokenizer(target).vocab_size, args.seed)
-    model.load_state_dict(torch.load(args.out / "checkpoint.pt")["model"])
+    (target / "tokenizer.json").write_bytes((out / "tokenizer.json").read_bytes())
+    model = new_model(load_tokenizer(target).vocab_size, seed=0)
+    model.load_state_dict(torch.load(out / "checkpoint.pt")["model"])
     export.write(model, target)
 
 

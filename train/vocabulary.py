@@ -9,9 +9,9 @@ beginning and single letters. The text is cut as o200k cuts it, except that ever
 are there, so any text has tokens.
 """
 
+import argparse
 import json
 import random
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -112,5 +112,15 @@ def write(directory):
     (Path(directory) / "tokenizer.json").write_text(text, encoding="utf-8")
 
 
+def main():
+    parser = argparse.ArgumentParser(prog="python -m train.vocabulary", description="Write DIR/tokenizer.json.")
+    parser.add_argument("directory", metavar="DIR")
+    args = parser.parse_args()
+    try:
+        write(args.directory)
+    except OSError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+
+
 if __name__ == "__main__":
-    write(sys.argv[1])
+    main()
