@@ -13,7 +13,6 @@ was expected, what was found.
 import json
 import math
 import os
-from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -379,22 +378,3 @@ def read_tensors(directory, config, layout):
             split = np.split(layer.pop(f"qkv_{part}"), [Q, Q + KV])
             layer |= dict(zip((f"q_{part}", f"k_{part}", f"v_{part}"), split, strict=True))
     return top, layers
-
-
-# ---- Writing --------------------------------------------------------------------------------------------------------
-
-@contextmanager
-def atomic_write(path):
-    """A file to write that gets its name when all is written, or never."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as out:
-            yield out
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_json(path, value):
-    with atomic_write(path) as out:
-        out.write((json.dumps(value, indent=1) + "\n").encode())

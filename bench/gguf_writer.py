@@ -10,8 +10,8 @@ from math import prod
 import numpy as np
 
 import gptoss
-from bench.random_checkpoint import progress_bar
-from checkpoint import MXFP4, atomic_write, bf16_to_float32, expect
+from bench.random_checkpoint import atomic_write, progress_bar
+from checkpoint import MXFP4, bf16_to_float32, expect
 
 
 def gguf_mxfp4(weight):

@@ -13,53 +13,25 @@ import argparse
 import math
 import sys
 import time
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import NamedTuple
 
 import numba
 import numpy as np
 from llvmlite import ir
 from numba import njit, prange, types
-from numba.extending import intrinsic
 from threadpoolctl import threadpool_limits
 
 import mxfp4
+import simd
 from bench.measure import machine
 from checkpoint import E2M1, MXFP4, bf16_to_float32, dequantize
 from kernels import stream_bf16
-from mxfp4 import dot_mxfp4, multiply_mxfp4, rounded_to_int16
-from simd import (
-    I32,
-    OFFSET,
-    SUMS,
-    Vector,
-    dot,
-    f32x16,
-    finder,
-    first_to_float,
-    fma,
-    high_nibbles,
-    i8x32,
-    lanes,
-    last_to_float,
-    load_f32x16,
-    load_i8x32,
-    load_u8x32,
-    loader,
-    look_up_offset,
-    low_nibbles,
-    lowered,
-    splat_f32x16,
-    sum_lanes,
-    times,
-    to_float,
-    zeros_f32x16,
-    zeros_i32x8,
-)
+from mxfp4 import dot_mxfp4, multiply_mxfp4, quantize_activations
+from simd import F32X16, FASTMATH, I32X16, U8X32, ZERO_POINT, f32x16, i8x32, operation, shuffle, u8x32
 
-# Not cached on disk: Numba would not notice that mxfp4.py has changed, and the old code would be timed.
-jit, parallel_jit = njit(fastmath=SUMS), njit(parallel=True, fastmath=SUMS)
-inline_jit = njit(fastmath=SUMS, forceinline=True)
+jit, parallel_jit = njit(fastmath=FASTMATH), njit(parallel=True, fastmath=FASTMATH)  # not kept on disk
+inline_jit = njit(fastmath=FASTMATH, forceinline=True)
 ALL = numba.get_num_threads()
 TOKENS = 64  # at once, at the end: what an expert sees of a prompt of 512 tokens, on average
 RUNS, SECONDS = 15, 0.5  # the best of so many, or of those that the time allows
@@ -160,86 +132,85 @@ def e2m1_as_float32(code):
 def e2m1_as_float16(code):
     """The same in the bits of a float16, which the processor then converts: a factor of 2^14 is missing."""
     code = np.uint16(code)
-    return float16_to_float(np.uint16((code & np.uint16(8)) << np.uint16(12) | (code & np.uint16(7)) << np.uint16(9)))
+    return float16_to_float32(np.uint16((code & np.uint16(8)) << np.uint16(12) | (code & np.uint16(7)) << np.uint16(9)))
 
 
-@intrinsic
-def float16_to_float(typing, bits):
-    """A float16's bits (uint16) -> float32 (vcvtph2ps on x86)."""
-
-    def emit(context, builder, signature, args):
-        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
-
-    return types.float32(types.uint16), emit
+@operation(types.float32, types.uint16)
+def float16_to_float32(llvm, bits):
+    """The bits of a float16 -> float32 (vcvtph2ps on x86)."""
+    return llvm.fpext(llvm.bitcast(bits, ir.HalfType()), simd.F32)
 
 
-look_up = finder(i8x32, 0)  # simd.look_up_offset without the offset
+@operation(i8x32, u8x32)
+def subtract_zero_point(llvm, v):
+    """What simd.look_up_e2m1 gives, as numbers with a sign."""
+    return llvm.sub(v, simd.constant(U8X32, ZERO_POINT))
+
+
+@inline_jit
+def unpack(blocks, at):
+    """The two blocks at `at` -> their even and their odd weights, doubled, int8[32] each."""
+    packed = simd.load_u8x32(blocks, at)
+    even, odd = simd.look_up_e2m1(simd.low_nibbles(packed)), simd.look_up_e2m1(simd.high_nibbles(packed))
+    return subtract_zero_point(even), subtract_zero_point(odd)
 
 
 @jit
 def dot_vectors(blocks, scales, row, x, B):
-    total, half = zeros_f32x16(), np.float32(0.5)  # half undoes the doubling in look_up
+    total, half = simd.zeros_f32x16(), np.float32(0.5)  # half undoes the doubling in unpack
     for b in range(0, B, 2):
-        packed = load_u8x32(blocks, 16 * (row * B + b))
-        even, odd = look_up(low_nibbles(packed)), look_up(high_nibbles(packed))
-        one = times(first_to_float(even), load_f32x16(x, 32 * b))
-        two = times(last_to_float(even), load_f32x16(x, 32 * b + 16))
-        one = fma(first_to_float(odd), load_f32x16(x, 32 * b + 32), one)
-        two = fma(last_to_float(odd), load_f32x16(x, 32 * b + 48), two)
-        total = fma(one, splat_f32x16(e8m0(scales[row * B + b]) * half), total)
-        total = fma(two, splat_f32x16(e8m0(scales[row * B + b + 1]) * half), total)
-    return sum_lanes(total)
+        even, odd = unpack(blocks, 16 * (row * B + b))
+        one = simd.mul(simd.low_half_to_float32(even), simd.load_f32x16(x, 32 * b))
+        two = simd.mul(simd.high_half_to_float32(even), simd.load_f32x16(x, 32 * b + 16))
+        one = simd.fma(simd.low_half_to_float32(odd), simd.load_f32x16(x, 32 * b + 32), one)
+        two = simd.fma(simd.high_half_to_float32(odd), simd.load_f32x16(x, 32 * b + 48), two)
+        total = simd.fma(one, simd.splat_f32x16(e8m0(scales[row * B + b]) * half), total)
+        total = simd.fma(two, simd.splat_f32x16(e8m0(scales[row * B + b + 1]) * half), total)
+    return simd.reduce_add(total)
 
 
-i16x32 = Vector(types.int16, 32)
-load_i16x32 = loader(i16x32)
+i16x32 = simd.Vector(types.int16, 32)
+load_i16x32 = simd.make_load(i16x32)
 
 
 @jit
 def dot_int16(blocks, scales, row, x, B):
-    (n, x_scales), total = x, zeros_f32x16()
+    (n, x_scales), total = x, simd.zeros_f32x16()
     for b in range(0, B, 2):
-        packed = load_u8x32(blocks, 16 * (row * B + b))
-        even, odd = look_up(low_nibbles(packed)), look_up(high_nibbles(packed))
+        even, odd = unpack(blocks, 16 * (row * B + b))
         sums = multiply_add(even, load_i16x32(n, 32 * b), odd, load_i16x32(n, 32 * b + 32))
-        one = splat_f32x16(e8m0(scales[row * B + b]) * x_scales[b])
-        two = splat_f32x16(e8m0(scales[row * B + b + 1]) * x_scales[b + 1])
-        total = fma(sums, halves(one, two), total)
-    return sum_lanes(total)
+        one = simd.splat_f32x16(e8m0(scales[row * B + b]) * x_scales[b])
+        two = simd.splat_f32x16(e8m0(scales[row * B + b + 1]) * x_scales[b + 1])
+        total = simd.fma(sums, halves(one, two), total)
+    return simd.reduce_add(total)
 
 
-@intrinsic
-def multiply_add(typing, w, x, v, y):
-    """int8 w[32], v[32], int16 x[32], y[32] -> float32[16]: w[2i] x[2i] + w[2i+1] x[2i+1], and the same of v and y."""
-
-    def emit(context, builder, signature, args):
-        wide = [builder.sext(a, ir.VectorType(I32, 32)) for a in args]
-        products = [builder.mul(wide[0], wide[1]), builder.mul(wide[2], wide[3])]
-        pairs = [builder.add(lanes(builder, p, range(0, 32, 2)), lanes(builder, p, range(1, 32, 2))) for p in products]
-        return builder.sitofp(builder.add(*pairs), lowered(f32x16))
-
-    return f32x16(i8x32, i16x32, i8x32, i16x32), emit
+@operation(f32x16, i8x32, i16x32, i8x32, i16x32)
+def multiply_add(llvm, w, x, v, y):
+    """w[2i] x[2i] + w[2i+1] x[2i+1], and the same of v and y, for i from 0 to 15."""
+    i32x32 = ir.VectorType(simd.I32, 32)
+    products = [llvm.mul(llvm.sext(a, i32x32), llvm.sext(b, i32x32)) for a, b in ((w, x), (v, y))]
+    pairs = [llvm.add(shuffle(llvm, p, range(0, 32, 2)), shuffle(llvm, p, range(1, 32, 2))) for p in products]
+    return llvm.sitofp(llvm.add(*pairs), F32X16)
 
 
-@intrinsic
-def halves(typing, a, b):
-    """The first eight of a, the last eight of b, float32[16] each."""
-
-    def emit(context, builder, signature, args):
-        return builder.shuffle_vector(*args, ir.Constant(ir.VectorType(I32, 16), [*range(8), *range(24, 32)]))
-
-    return f32x16(f32x16, f32x16), emit
+@operation(f32x16, f32x16, f32x16)
+def halves(llvm, a, b):
+    """The first eight lanes of a, the last eight of b."""
+    return llvm.shuffle_vector(a, b, simd.constant(I32X16, [*range(8), *range(24, 32)]))
 
 
 def kernel(**others):
-    """The model's kernel, or with other functions in the place of those that it calls by these names."""
-    code = dot_mxfp4.py_func.__code__
-    dot_row = inline_jit(FunctionType(code, vars(mxfp4) | others)) if others else dot_mxfp4
+    """The model's kernel; or with other functions in the place of those that it calls by these names."""
+    changed_simd = ModuleType("simd")
+    vars(changed_simd).update(vars(simd) | others)
+    names = vars(mxfp4) | others | {"simd": changed_simd}
+    dot_row = inline_jit(FunctionType(dot_mxfp4.py_func.__code__, names)) if others else dot_mxfp4
 
     @inline_jit
     def dot_kernel(blocks, scales, row, x, B):
-        n, offsets, x_scales = x
-        return dot_row(blocks, scales, row, n, offsets, x_scales, 0, B)
+        n, compensation, x_scales = x
+        return dot_row(blocks, scales, row, n, compensation, x_scales, 0, B)
 
     return dot_kernel
 
@@ -252,9 +223,10 @@ def no_prefetch(array, i):
 @inline_jit
 def two_blocks_int8(blocks, w, x, at):
     """mxfp4.two_blocks for an x of one byte: without the low ones."""
-    packed = load_u8x32(blocks, w)
-    even, odd = look_up_offset(low_nibbles(packed)), look_up_offset(high_nibbles(packed))
-    return to_float(dot(zeros_i32x8(), even, load_i8x32(x, at), odd, load_i8x32(x, at + 32)))
+    packed = simd.load_u8x32(blocks, w)
+    even, odd = simd.look_up_e2m1(simd.low_nibbles(packed)), simd.look_up_e2m1(simd.high_nibbles(packed))
+    sums = simd.dot(simd.zeros_i32x8(), even, simd.load_i8x32(x, at), odd, simd.load_i8x32(x, at + 32))
+    return simd.int32_to_float32(sums)
 
 
 # What a rung wants x [N] to be: in what order, and where it is rounded the integers with what undoes the rounding.
@@ -269,7 +241,7 @@ def as_unpacked(x):
 
 
 def in_two_bytes(x):
-    return tuple(part.reshape(-1) for part in rounded_to_int16(x[None]))
+    return tuple(part.reshape(-1) for part in quantize_activations(x[None]))
 
 
 def in_int16(x):
@@ -281,9 +253,9 @@ def in_int16(x):
 def in_int8(x):
     step = np.abs(x).reshape(-1, 32).max(axis=1) / np.float32(127)
     n = np.rint(x / np.repeat(np.where(step == 0, 1, step), 32)).astype(np.int8)
-    offsets = -OFFSET * n.reshape(-1, 32).sum(axis=1, dtype=np.int32)  # see mxfp4.round_to_int16
+    compensation = -ZERO_POINT * n.reshape(-1, 32).sum(axis=1, dtype=np.int32)  # see mxfp4.quantize_row
     bytes_of_blocks = np.repeat(as_unpacked(n).reshape(-1, 1, 64), 2, axis=1)  # the kernel steps over low bytes
-    return bytes_of_blocks.reshape(-1), offsets, step * np.float32(0.5)
+    return bytes_of_blocks.reshape(-1), compensation, step * np.float32(0.5)
 
 
 # ---- The ladder -----------------------------------------------------------------------------------------------------
@@ -396,11 +368,12 @@ def climb(M, N):
             matmul[threads] = 2 * 2048**3 / best_time(lambda: a @ a)
 
     numba.set_num_threads(ALL)
-    y, group, expert = np.empty((TOKENS, M), np.float32), np.array([[0, 0, TOKENS]]), [part[None] for part in weight]
+    y, starts, expert = np.empty((TOKENS, M), np.float32), np.array([0, TOKENS]), [part[None] for part in weight]
     no_bias = np.zeros((1, M), np.uint16)
 
     def together():
-        multiply_mxfp4(ALL, *rounded_to_int16(tokens), np.arange(TOKENS), group, *expert, no_bias, np.float32(7), y)
+        x = quantize_activations(tokens)
+        multiply_mxfp4(ALL, *x, np.arange(TOKENS), starts, *expert, no_bias, False, np.float32(7), y)
 
     together()
     kernel = next(rung for rung in RUNGS if rung.name == KERNEL)

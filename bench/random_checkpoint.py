@@ -11,14 +11,15 @@ layer to layer. Letters as in gptoss.py.
 import argparse
 import json
 import math
+import os
 import shutil
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
-from checkpoint import ORIGINAL_KEYS, STORED, CheckpointError, Config, atomic_write, expect, tensor_table, write_json
+from checkpoint import ORIGINAL_KEYS, STORED, CheckpointError, Config, expect, tensor_table
 
 OFFICIAL = Config(
     vocab_size=201088, hidden_size=2880, intermediate_size=2880, num_hidden_layers=24, num_attention_heads=64,
@@ -31,6 +32,23 @@ SHAPES = {
     "20b": OFFICIAL,
     "120b": replace(OFFICIAL, num_hidden_layers=36, num_local_experts=128, layer_types=OFFICIAL.layer_types[:2] * 18),
 }
+
+
+@contextmanager
+def atomic_write(path):
+    """A file to write that gets its name when all is written, or never."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as out:
+            yield out
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path, value):
+    with atomic_write(path) as out:
+        out.write((json.dumps(value, indent=1) + "\n").encode())
 
 
 def named_config(name, layers=None):

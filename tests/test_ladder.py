@@ -60,9 +60,9 @@ def test_a_wrong_rung_is_named(monkeypatch, prepare):
     if prepare is ladder.in_int8:  # the right numbers, but rounded too far for what the rung claims
 
         def prepare(x):
-            n, offsets, scales = ladder.in_int8(x)
+            n, compensation, scales = ladder.in_int8(x)
             n.reshape(-1, 2, 64)[:, 0] = 0  # the high bytes
-            return n, offsets, scales
+            return n, compensation, scales
 
     monkeypatch.setattr(ladder, "RUNGS", [plain._replace(name="the wrong one", prepare=prepare)])
     with pytest.raises(ValueError, match="rung 'the wrong one': expected a relative error of at most .*, found "):

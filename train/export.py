@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from bench.random_checkpoint import config_json
-from checkpoint import Config, tensor_table, write_json
+from bench.random_checkpoint import config_json, write_json
+from checkpoint import Config, tensor_table
 from train.model import FP4_VALUES, dequantize_mxfp4
 
 
