@@ -300,7 +300,7 @@ class Checkpoint:
                 beside = Path(file).name == file and "\\" not in file and file.endswith(".safetensors")
                 expect(beside, CheckpointError, index, "names of .safetensors files beside it", repr(file))
                 there = os.path.isfile(directory / file)  # (Path.is_file raises where a name is too long)
-                expect(there, CheckpointError, index, f"the shard {file} beside it", "no such file")
+                expect(there, CheckpointError, f"{index}: {file}", "this shard beside it", "no such file")
         else:
             where, files = None, sorted(path.name for path in directory.glob("*.safetensors"))
             expect(files, CheckpointError, directory, "a .safetensors file", "none")
@@ -312,11 +312,12 @@ class Checkpoint:
                     expect(once, CheckpointError, f"{directory / file}: {name}", "each tensor once", "it in two shards")
                     self.tensors[name] = (directory / file, *tensor)
         for name, file in (where or {}).items():
-            expect(name in self.tensors, CheckpointError, f"{index}: {name}", f"it in {file}", "no such tensor there")
+            expect(name in self.tensors, CheckpointError, f"{index}: {name}", f"it in {file}", "no such tensor")
 
     def view(self, name, dtype, shape):
         """The tensor `name` as a read-only array of `shape`; bf16 as uint16."""
-        expect(name in self.tensors, CheckpointError, f"{self.directory}: {name}", "this tensor", "none of that name")
+        known = name in self.tensors
+        expect(known, CheckpointError, f"{self.directory}: {name}", "this tensor", "nothing, it is missing")
         file, found_dtype, found_shape, data = self.tensors[name]
         expect((found_dtype, found_shape) == (dtype, shape), CheckpointError, f"{file}: {name}",
                f"{dtype} {list(shape)}", f"{found_dtype} {list(found_shape)}")

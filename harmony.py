@@ -349,8 +349,9 @@ def _check(value: Any, kind: Any, where: str) -> None:
     """Raises HarmonyError unless `value` is a `kind`, and so are the items of a list and the fields of a dataclass."""
     if not isinstance(value, kind):  # (the repr of all that is right would cost more than the rendering)
         expect(False, HarmonyError, where, getattr(kind, "__name__", str(kind)).replace("harmony.", ""), repr(value))
-    choices = _CHOICES.get(where, (value,))
-    expect(value in choices, HarmonyError, where, f"one of {', '.join(map(str, choices))}", repr(value))
+    if where in _CHOICES:
+        choices = _CHOICES[where]
+        expect(value in choices, HarmonyError, where, f"one of {', '.join(map(str, choices))}", repr(value))
     if isinstance(value, list | tuple):
         for n, item in enumerate(value):
             _check(item, _ITEMS[where], f"{where}[{n}]")

@@ -318,7 +318,7 @@ def test_report(capsys):
 
 
 @pytest.mark.parametrize(("args", "said"), [
-    (["--checkpoint", "nowhere"], "nowhere: no such directory"),
+    (["--checkpoint", "nowhere"], "nowhere: expected a checkpoint directory, found no such directory"),
     (["--shape", "20b", "--layers", "25"], "layers: expected 1 to 24, found 25"),
     (["--layers", "2"], "--layers: expected with --shape, found alone"),
     (["--threads", "0"], "expected an integer of at least 1, found '0'"),

@@ -198,7 +198,7 @@ def test_no_directory_no_config(copy, tmp_path):
     refused(tmp_path / "nowhere", tmp_path / "nowhere", "no such directory")
     refused("x" * 5000, "no such directory")
     directory = copy("hf")
-    refused(directory / "config.json", "config.json: no such directory")
+    refused(directory / "config.json", "config.json: expected a checkpoint directory, found no such directory")
     (directory / "config.json").unlink()
     refused(directory, directory / "config.json", "no such file")
     (directory / "config.json").mkdir()
@@ -289,7 +289,7 @@ def test_every_tensor_is_checked(kind, copy):
     for name, (_, _, dtype, shape) in tensor_table(SMALL, kind).items():
         rest = {key: value for key, value in header.items() if key != name}
         join_file(path, rest | {name + "s": header[name]}, data)
-        refused(path.parent, f"{name}: missing")
+        refused(path.parent, f"{name}: expected this tensor, found nothing, it is missing")
         other = list(shape[::-1]) if len(shape) > 1 else [*shape, 1]
         join_file(path, rest | {name: header[name] | {"shape": other}}, data)
         refused(path.parent, path, f"{name}: expected {dtype} {list(shape)}, found {dtype} {other}")
@@ -314,12 +314,12 @@ def shard(j):
 
 @pytest.mark.parametrize(("file", "said"), [  # the file that BIAS is said to be in
     (3, "weight_map: expected an object of tensor and file names"),
-    *((name, f"{name}: no such file (a shard is missing)") for name in (
+    *((name, f"{name}: expected this shard beside it, found no such file") for name in (
         "model-9.safetensors", ".safetensors", "x" * 300 + ".safetensors", "a\0b.safetensors", "\ud800.safetensors")),
     *((name, f"expected names of .safetensors files beside it, found {name!r}") for name in (
         "../hf/model.safetensors", "/etc/hostname", "sub/a.safetensors", "sub\\a.safetensors", "..", "",
         "config.json")),
-    (shard(2), f"{BIAS}: expected in {shard(2)}, which does not have it"),
+    (shard(2), f"{BIAS}: expected it in {shard(2)}, found no such tensor"),
 ])
 def test_index_refused(file, said, copy):
     path = copy("shards") / INDEX
@@ -330,7 +330,7 @@ def test_index_refused(file, said, copy):
 def test_weight_map_refused(copy):
     path = copy("shards") / INDEX
     edit_json(path, lambda index: index["weight_map"].update({"more": shard(1)}))
-    refused(path.parent, f"{path}: more: expected in {shard(1)}, which does not have it")
+    refused(path.parent, f"{path}: more: expected it in {shard(1)}, found no such tensor")
     for found in ([1], None):
         edit_json(path, lambda index, found=found: index.update(weight_map=found))
         refused(path.parent, f"{path}: weight_map: expected an object of tensor and file names, found {found}")
@@ -339,24 +339,24 @@ def test_weight_map_refused(copy):
 def test_index_leaves_a_tensor_out(copy):
     path = copy("shards") / INDEX
     edit_json(path, lambda i: i["weight_map"].pop(BIAS))
-    refused(path.parent, path.parent, f"{BIAS}: missing")
+    refused(path.parent, path.parent, f"{BIAS}: expected this tensor, found nothing")
 
 
 def test_shards_refused(copy):
     directory = copy("shards")
     (directory / shard(1)).unlink()
-    refused(directory, directory / INDEX, f"{shard(1)}: no such file (a shard is missing)")
+    refused(directory, directory / INDEX, f"{shard(1)}: expected this shard beside it, found no such file")
     (directory / shard(1)).symlink_to("blob-that-was-deleted")
-    refused(directory, directory / INDEX, f"{shard(1)}: no such file (a shard is missing)")
+    refused(directory, directory / INDEX, f"{shard(1)}: expected this shard beside it, found no such file")
     (directory / INDEX).unlink()
     refused(directory, directory / shard(1), "cannot be read")
     (directory / shard(1)).unlink()
-    refused(directory, directory, ": missing")
+    refused(directory, directory, ": expected this tensor, found nothing")
     shutil.copy(directory / shard(0), directory / shard(1))
-    refused(directory, directory / shard(1), "a second time")
+    refused(directory, directory / shard(1), "expected each tensor once, found it in two shards")
     for file in directory.glob("*.safetensors"):
         file.unlink()
-    refused(directory, directory, "no .safetensors file")
+    refused(directory, directory, "expected a .safetensors file, found none")
     (directory / WEIGHTS).mkdir()
     refused(directory, directory / WEIGHTS, "cannot be read")
 

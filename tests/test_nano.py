@@ -153,7 +153,7 @@ def test_command(names):
 
 
 @pytest.mark.parametrize(("args", "said"), [
-    (["--model", "nowhere"], "nowhere: no such directory"),
+    (["--model", "nowhere"], "nowhere: expected a checkpoint directory, found no such directory"),
     (["--model", "docs"], "docs/config.json: no such file"),
     (["--each", "0"], "--each: expected an integer of at least 1, found 0"),
     (["swim"], "TASK: expected one of sum, difference, "),

@@ -74,7 +74,9 @@ def test_what_cannot_be_compared_is_one_sentence(said, run, tmp_path):
     status, lines, errors = run([[said[0]]], config=(("num_hidden_layers", 24),))
     assert (status, lines) == (2, [])
     assert errors == [f"python tests/official.py: {NANO}: expected the shape of nano, found num_hidden_layers 4"]
-    assert run([], tmp_path / "nowhere")[2] == [f"python tests/official.py: {tmp_path / 'nowhere'}: no such directory"]
+    nowhere = tmp_path / "nowhere"
+    complaint = f"{nowhere}: expected a checkpoint directory, found no such directory"
+    assert run([], nowhere)[2] == [f"python tests/official.py: {complaint}"]
     write_random(tmp_path / "small", SMALL)
     shutil.copy(NANO / "tokenizer.json", tmp_path / "small")  # of more ids than the model has
     status, _, [error] = run([[said[0]]], tmp_path / "small", config=(("vocab_size", 211),))
