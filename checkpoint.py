@@ -1,9 +1,8 @@
 """Checkpoints of gpt-oss on disk, as published: read without a copy, and checked in every detail.
 
 Two layouts hold the same numbers under different names: the Hugging Face one, and `original/`. This file turns either
-into a Config and arrays that are views into the mapped files. It knows names, shapes, bytes and number formats, and
-nothing of what a model does with them (gptoss.py). Whatever is wrong with a file is said in one sentence: where, what
-was expected, what was found.
+into a Config and arrays that are views into the mapped files. It knows names, shapes, bytes and number formats, and not
+what a model does with them. Whatever is wrong with a file is said in one sentence: where, what is expected, what found.
 
     M  rows of a matrix       F  intermediate_size     Q   query heads * head_dim
     N  hidden_size            V  vocab_size            KV  key/value heads * head_dim
@@ -63,8 +62,7 @@ class MXFP4(NamedTuple):
 
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
-# Byte 0 is 2^-127, which float32 has as a subnormal number: a table gets it right, where shifting the byte into the
-# exponent would give 0. Byte 255 is nan.
+# Byte 0 is 2^-127, which float32 has as a subnormal number. (As a float32's exponent it would be 0.) Byte 255 is nan.
 E8M0 = np.append(np.ldexp(np.float32(1), np.arange(-127, 128)), np.float32(np.nan))
 
 
@@ -316,8 +314,7 @@ class Checkpoint:
 
     def view(self, name, dtype, shape):
         """The tensor `name` as a read-only array of `shape`; bf16 as uint16."""
-        known = name in self.tensors
-        expect(known, CheckpointError, f"{self.directory}: {name}", "this tensor", "nothing, it is missing")
+        expect(name in self.tensors, CheckpointError, f"{self.directory}: {name}", "this tensor", "nothing, missing")
         file, found_dtype, found_shape, data = self.tensors[name]
         expect((found_dtype, found_shape) == (dtype, shape), CheckpointError, f"{file}: {name}",
                f"{dtype} {list(shape)}", f"{found_dtype} {list(found_shape)}")

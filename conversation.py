@@ -9,7 +9,7 @@ An engine is anything that continues ids: an object with
     context                             the most tokens, prompt and reply together
 
 LocalEngine is one that runs gptoss.py. Models do not always keep to the format that they were taught. What they meant
-is guessed here, by the Reader, and nowhere else: harmony.py reads what is right, and refuses the rest.
+is guessed here, by the Reader, and nowhere else. harmony.py reads what is right, and refuses the rest.
 """
 
 import codecs
@@ -64,8 +64,7 @@ class Conversation:
         and "final"; "call", what it tells a tool; and "note", in which this program says how the reply ended.
 
         Raises ValueError, before anything is changed, if the question cannot be asked. However the reply ends, also by
-        an exception or by closing this generator, the question and what was answered until then are kept.
-        """
+        an exception or by closing this generator, the question and what was answered until then are kept."""
         tokens = self.engine.generate(self.prompt(text), **sampling)
         self.messages.append(Message("user", text))
         reader, count = Reader(self.tokenizer), 0
@@ -93,8 +92,7 @@ class Reader:
     A message is for a tool only if its header says `to=`. A message whose header names no channel is shown when it is
     clear what it was: a thought if the assistant goes on after it, else the answer.
 
-    `messages`: those read. `over`: whether the assistant has said that this was all, or speaks for somebody else.
-    """
+    `messages`: those read. `over`: whether the assistant has said that this was all, or speaks for somebody else."""
 
     def __init__(self, tokenizer):
         self.tokenizer, self.over = tokenizer, False
@@ -134,9 +132,9 @@ class Reader:
 
     def answers(self):
         """The messages to keep: what was said to the user, finished or not."""
-        messages = [*self.messages, self.message] if self.message else self.messages
-        return [Message("assistant", message.content, channel=message.channel or "final") for message in messages
-                if message.content and message.channel != "analysis" and message.recipient is None]
+        return [Message("assistant", read.content, channel=read.channel or "final")
+                for read in filter(None, (*self.messages, self.message))
+                if read.content and read.channel != "analysis" and read.recipient is None]
 
     def _open(self):
         """The header is complete, and says for whom the message is."""

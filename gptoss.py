@@ -56,9 +56,7 @@ def rope_frequencies(config):
 
     RoPE (arXiv 2104.09864) has theta^(-2i/D) for pair i. YaRN (arXiv 2309.00071, section 3.2, "NTK-by-parts") stretches
     that to longer contexts. Pairs that turn more than beta_fast times within the original context keep their frequency
-    ("extrapolation"), those that turn less than beta_slow times have it divided by `factor` ("interpolation"), and
-    those between are blended.
-    """
+    ("extrapolation"). It is divided by `factor` where they turn less than beta_slow times, and blended between."""
     half = config.head_dim // 2
     extrapolated = config.rope_theta ** -(np.arange(half) / half)
     if config.rope_scaling is None:
@@ -148,8 +146,7 @@ class KVCache:
     """The keys and values of the tokens so far: for each layer [2, G, room, D], of which `length` slots are in use.
 
     A sliding layer keeps all of its keys too, although its queries see the last W only. That costs 24 KB a token at
-    the 20b shape, and it makes `rewind` exact: a chat can go back to any earlier token and go on from there.
-    """
+    the 20b shape, and it makes `rewind` exact: a chat can go back to any earlier token and go on from there."""
 
     def __init__(self, model, dtype="bfloat16"):
         expect(dtype in ("bfloat16", "float32"), ValueError, "cache dtype", '"bfloat16" or "float32"', repr(dtype))
@@ -160,8 +157,7 @@ class KVCache:
     def extend(self, i, T):
         """Layer i's keys and values with T new slots at their end: [2, G, S, D], S = length + T.
 
-        The new slots count once `length` is raised, after the last layer. Whatever interrupts a step does no harm.
-        """
+        The new slots count once `length` is raised, after the last layer. Whatever interrupts a step does no harm."""
         kv, S = self.layers[i], self.length + T
         if S >= kv.shape[2]:  # One slot stays free: a whole array is contiguous, and Numba compiles for those apart.
             kv = np.empty((*kv.shape[:2], min(max(64, 2 * S), self.limit + 1), kv.shape[3]), kv.dtype)
@@ -217,8 +213,7 @@ class Model:
         """Logits float32 [T, V] of T token ids that follow what `cache` holds, to which they are added.
 
         `logits_to_keep=n` computes the last n rows only. Raises ValueError for no tokens, ids outside the vocabulary,
-        another model's cache, or more tokens than the context holds.
-        """
+        another model's cache, or more tokens than the context holds."""
         cache = self.new_cache("float32") if cache is None else cache
         ids = check_tokens(tokens, self, cache)
         expect(logits_to_keep >= 0, ValueError, "logits_to_keep", "0 or more", logits_to_keep)
@@ -271,8 +266,7 @@ def load(path, *, backend="numba", dense_dtype="bfloat16", model=Model):
 
     backend: "numpy", the operations above; "numba", their fast twins in kernels.py; or any object with some of the
     OPERATIONS. dense_dtype: "bfloat16", as published, or "int8", which quantizes the attention and unembedding weights
-    now: half the bytes to read for each token, but a copy in memory. model: a subclass to build.
-    """
+    now: half the bytes to read for each token, but a copy in memory. model: a subclass to build."""
     expect(dense_dtype in ("bfloat16", "int8"), ValueError, "dense_dtype", '"bfloat16" or "int8"', repr(dense_dtype))
     operations = operations_of(backend)
     config, layout = read_config(path)
@@ -333,8 +327,7 @@ def generate(model, tokens, *, max_tokens=None, temperature=1.0, top_k=0, top_p=
     Ends at an id in `stop` (None: the checkpoint's eos ids), after max_tokens, or when the context is full.
     temperature=0 is greedy; the same seed gives the same ids. With a `cache`, `tokens` follow what it holds, and
     afterwards it holds all but the last id yielded. `logits_processor(ids, logits)` gets the ids generated so far and
-    the next logits [V], and returns those to use (-inf forbids an id). Raises ValueError for bad arguments, at once.
-    """
+    the next logits [V], and returns those to use (-inf forbids an id). Raises ValueError for bad arguments, at once."""
     how = check_sampling(temperature, top_k, top_p, min_p, max_tokens)
     cache = model.new_cache() if cache is None else cache
     ids = check_tokens(tokens, model, cache)

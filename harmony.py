@@ -104,9 +104,8 @@ def render(messages: list[Message], tokenizer: Tokenizer, *, next_role: str | No
                             for part in _parts(message) if isinstance(part, DeveloperContent)
                             for namespace in _by_name(part.tools))
     try:
-        ids = []
-        for message in _without_old_analysis(messages) if drop_analysis else messages:
-            ids += _render_message(message, tokenizer, functions_offered)
+        kept = _without_old_analysis(messages) if drop_analysis else messages
+        ids = [id for message in kept for id in _render_message(message, tokenizer, functions_offered)]
         if not training and next_role is not None:
             ids += [special["<|start|>"], *tokenizer.encode(next_role)]
     except TokenizerError as error:
@@ -152,6 +151,7 @@ def _render_message(message: Message, tokenizer: Tokenizer, functions_offered: b
 
 def _parts(message: Message) -> list | tuple:
     return [message.content] if isinstance(message.content, str) else message.content
+
 
 def _by_name(namespaces: Iterable[Namespace] | None) -> list[Namespace]:
     """In order of name; of two with the same name, the later one."""
@@ -216,9 +216,8 @@ class StreamParser:
     strict=False also saves a reply that stops inside its header. A HarmonyError leaves the parser ready for more
     tokens, of the next message as a rule. Time and memory are linear in the number of tokens.
 
-    `messages`: the finished ones. `state`. `last_content_delta`: the text which the last token completed, or None.
-    Of the message being read: `current_role`, `current_channel`, `current_recipient`, `current_content_type`,
-    `current_content`."""
+    `messages`: the finished ones. `last_content_delta`: the text that the last token completed, or None. Of the message
+    being read: `current_role`, `current_channel`, `current_recipient`, `current_content_type`, `current_content`."""
 
     def __init__(self, tokenizer: Tokenizer, role: str | None = None, strict: bool = True):
         _check(role, str | None, "role")

@@ -117,8 +117,7 @@ def store_four(array, at, stride, vectors):
 
 @parallel_jit
 def multiply(workers, x, weight, scales, y):
-    """y [T, M] = x [T, N] @ W^T, of dense weights. A worker converts every `workers`-th sixteen rows, into a tile that
-    stays in its level-2 cache while all of x comes by."""
+    """y [T, M] = x [T, N] @ W^T. A worker converts every `workers`-th sixteen rows. They stay in its level-2 cache."""
     (T, M), N = y.shape, x.shape[1]
     x = x.reshape(-1)
     for worker in prange(workers):
@@ -190,8 +189,7 @@ def store_kv(kv, k, v):
 def exp(x):
     """e^x for 16 numbers up to 0, to 2e-7 of each; 0 below -87.7, where e^x leaves float32's normal range.
 
-    x = n ln 2 + r, |r| <= ln 2 / 2: so 2^n times a polynomial in r (Cephes' expf). ln 2 in two parts keeps r exact.
-    """
+    x = n ln 2 + r, |r| <= ln 2 / 2: so 2^n times a polynomial in r (Cephes' expf). ln 2 in two parts keeps r exact."""
     x = simd.max(x, simd.splat_f32x16(np.float32(-88)))  # n = -127
     n = simd.round(simd.mul(x, simd.splat_f32x16(np.float32(1.44269504))))
     r = simd.fma(n, simd.splat_f32x16(np.float32(-0.693359375)), x)
@@ -208,8 +206,7 @@ def exp(x):
 
 @jit
 def convert_values(x, at, n, D, P, rows):
-    """rows [KEYS, P], flat: n vectors of D numbers, which lie one after the other from x's element `at` on, become the
-    first n rows, in float32."""
+    """The first n rows of rows [KEYS, P], flat, in float32: the n vectors of D numbers from x's element `at` on."""
     for s in range(n):
         for d in range(0, D - 15, 16):
             simd.store(rows, s * P + d, simd.load_as_f32x16(x, at + s * D + d))
@@ -219,8 +216,8 @@ def convert_values(x, at, n, D, P, rows):
 
 @jit
 def convert_keys(x, at, n, D, columns, tile):
-    """tile [D, 16], flat: n vectors of D numbers, at most 16, which lie one after the other from x's element `at` on,
-    become the first n columns, in float32. columns: room for 16 x 16 bytes."""
+    """The first n columns of tile [D, 16], flat, in float32: the n <= 16 vectors of D numbers from x's element `at` on.
+    columns: room for 16 x 16 bytes."""
     L = 16 // x.itemsize  # numbers that `transpose` takes of a vector
     if n < 16 or D % L:
         for s in range(n):
@@ -286,8 +283,7 @@ def attend_some(q, k, v, sinks, window, out, t, g):
     Online softmax (arXiv 1805.02867): one pass over the keys with a running peak, total and weighted sum of values. The
     sink is where the pass begins: a first key whose logit is known and whose value is zero. Each step's keys and values
     are converted once for all R heads of all queries. Heads are padded to P numbers with zeros, which change neither
-    products nor sums, and rows to a multiple of 4.
-    """
+    products nor sums, and rows to a multiple of 4."""
     T, H, D = q.shape
     G, S, _ = k.shape
     R, P, stride = H // G, (D + 15) // 16 * 16, k.strides[0] // k.itemsize
@@ -329,18 +325,15 @@ def attend_some(q, k, v, sinks, window, out, t, g):
 @parallel_jit
 def attend(q, k, v, sinks, window, out):
     """All queries and heads, a few at a time; each thread takes its share."""
-    T, G = len(q), len(k)
-    for task in prange((T + QUERIES - 1) // QUERIES * G):
-        attend_some(q, k, v, sinks, window, out, task // G * QUERIES, task % G)
+    for task in prange((len(q) + QUERIES - 1) // QUERIES * len(k)):
+        attend_some(q, k, v, sinks, window, out, task // len(k) * QUERIES, task % len(k))
 
 
 def attention(q, k, v, sinks, window):
     """The last T of S positions attend -> float32 [T, H, D]; q [T, H, D], k, v [G, S, D]. See gptoss.attention.
 
-    k and v may be parts of longer buffers: a head's keys lie one after the other, heads any stride apart.
-    """
-    packed = (k.shape[2] * k.itemsize, k.itemsize)
-    if k.strides[1:] != packed or v.strides != k.strides:
+    k and v may be parts of longer buffers: a head's keys lie one after the other, heads any stride apart."""
+    if k.strides[1:] != (k.shape[2] * k.itemsize, k.itemsize) or v.strides != k.strides:
         k, v = np.ascontiguousarray(k), np.ascontiguousarray(v)
     out = np.empty_like(q)
     attend(q, k, v, sinks, window, out)
@@ -353,8 +346,7 @@ def attention(q, k, v, sinks, window):
 def route(logits, K):
     """The K best of E experts for each token: chosen int64 [T, K], weights float32 [T, K]. See gptoss.route.
 
-    An expert's rank is how many come before it: the greater ones, of equals the earlier ones, and nan comes last.
-    """
+    An expert's rank is how many come before it: the greater ones, of equals the earlier ones, and nan comes last."""
     T, E = logits.shape
     chosen, weights = np.empty((T, K), np.int64), np.empty((T, K), np.float32)
     for t in range(T):
@@ -370,8 +362,7 @@ def route(logits, K):
         for i in range(K):
             weights[t, i] = np.exp(logits[t, chosen[t, i]] - logits[t, chosen[t, 0]])
             total += weights[t, i]
-        for i in range(K):
-            weights[t, i] /= total
+        weights[t] /= total
     return chosen, weights
 
 
@@ -411,8 +402,7 @@ def mixture(workers, few, x, chosen, weights, up, up_scales, up_bias, down, down
     (T, N), (E, _, B, _), J = x.shape, down.shape, chosen.size
     tokens, places, starts = group(chosen, E)
     h, results, y = np.empty((J, 32 * B), np.float32), np.empty((J, N), np.float32), np.zeros((T, N), np.float32)
-    used = np.count_nonzero(starts[1:] > starts[:-1])
-    streamed = J <= few * used and N % 64 == B % 2 == 0  # dot_mxfp4 takes two blocks at a time
+    streamed = J <= few * np.sum(starts[1:] > starts[:-1]) and N % 64 == B % 2 == 0  # dot_mxfp4 takes blocks in pairs
     gated = up.shape[1] == 2 * h.shape[1]  # always so; but for a literal True and False Numba would compile all twice
     expert_linear(streamed, workers, x, tokens, starts, up, up_scales, up_bias, gated, limit, h)
     expert_linear(streamed, workers, h, np.arange(J), starts, down, down_scales, down_bias, not gated, limit, results)

@@ -34,8 +34,7 @@ def deinterleaved(i):
     """Where element i of a row stands in the order in which two blocks are unpacked: 32 even elements, 32 odd ones.
 
     A packed byte has an even element in its low half and an odd one in its high half. It is cheaper to bring x into
-    this order, once, than every row of the weights out of it.
-    """
+    this order, once, than every row of the weights out of it."""
     return i % 2 * 32 + i % 64 // 2
 
 
@@ -43,10 +42,8 @@ def deinterleaved(i):
 def quantize_row(x, values, compensation, scales):
     """x [N] -> integers n of 16 bits, and a scale [N/32] for each block: x = 2 n scale.
 
-    values int8 [N/64 (rounded up), 2, 64] has n = 256 high + low, for two blocks at a time, each `deinterleaved`: first
-    the high bytes, then the low ones. compensation int32 [N/32] is -12 times the sum of a block's n. The 2 makes up for
-    weights that are doubled.
-    """
+    values int8 [N/64 (rounded up), 2, 64] has n = 256 high + low, for two blocks at a time, `deinterleaved`: the high
+    bytes, then the low ones. compensation int32 [N/32] is -12 times the sum of a block's n. 2: weights are doubled."""
     most = np.float32(127 * 256 + 127)  # 32,639: the largest n whose high and low are bytes with a sign
     for b in range(len(x) // 32):
         peak, broken, total = np.float32(0), np.float32(0), 0
@@ -101,8 +98,7 @@ def dot_mxfp4(blocks, scales, row, x, compensation, x_scales, j, B):
 
     Most of a decoded token's time is spent here. Each block's sums are scaled and added to running sums of eight lanes,
     which are added up at the end of the row. There are two of them, so that an fma need not wait for the one before.
-    Eight blocks are taken at a time, because eight scales cost no more than one.
-    """
+    Eight blocks are taken at a time, because eight scales cost no more than one."""
     total, other, compensated = simd.zeros_f32x8(), simd.zeros_f32x8(), simd.zeros_f32x8()
     w, at, s = 16 * row * B, 64 * j * B, j * B
     for b in range(0, B // 8 * 8, 8):
@@ -135,8 +131,7 @@ def stream_mxfp4(workers, x, compensation, x_scales, tokens, starts, blocks, sca
     """y [J, M]: for pairs j from starts[e] to starts[e + 1] - 1, the quantized x of tokens[j] times expert e's weights
     [M, N]^T, plus its bias [M]. If gated, y [J, M/2] is SwiGLU of that: rows 2m are gates, rows 2m + 1 ups.
 
-    A worker has its share of the rows of every expert, one after the other as they lie in memory.
-    """
+    A worker has its share of the rows of every expert, one after the other as they lie in memory."""
     (_, M, B, _), results = blocks.shape, y.shape[1]
     x, compensation, x_scales = x.reshape(-1), compensation.reshape(-1), x_scales.reshape(-1)
     blocks, scales = blocks.reshape(-1), scales.reshape(-1)
@@ -183,8 +178,7 @@ def multiply_sixteen_rows(x, compensation, x_scales, tokens, blocks, scales, row
     """sums [len(tokens), 16] = quantized x of the tokens times rows `row` to row + 15 of packed weights.
 
     The arithmetic is that of dot_mxfp4, but a lane is a row here. A block of sixteen rows is unpacked once, and stays
-    in registers until it has met all tokens. columns [16 B] is room for the scales, side by side.
-    """
+    in registers until it has met all tokens. columns [16 B] is room for the scales, side by side."""
     for r in range(16):
         for b in range(B):
             columns[16 * b + r] = scales[(row + r) * B + b]
@@ -216,8 +210,7 @@ def multiply_sixteen_rows(x, compensation, x_scales, tokens, blocks, scales, row
 
 @parallel_jit
 def multiply_mxfp4(workers, x, compensation, x_scales, tokens, starts, blocks, scales, bias, gated, limit, y):
-    """The same as stream_mxfp4. A worker has every `workers`-th sixteen rows of each expert, and takes MANY tokens at a
-    time, whose x stay in its level-2 cache."""
+    """The same. A worker has every `workers`-th sixteen rows of an expert, and MANY tokens' x in its level-2 cache."""
     _, M, B, _ = blocks.shape
     x, compensation, x_scales = x.reshape(-1), compensation.reshape(-1), x_scales.reshape(-1)
     blocks, scales = blocks.reshape(-1), scales.reshape(-1)

@@ -127,8 +127,7 @@ def _json(value: Any) -> str:
 
 
 def _as_json(schema: Any, error: type[Exception], where: str) -> Any:
-    """`schema` after a trip through JSON text, as it reaches the library. Tuples become lists, and numbers become what
-    serde_json reads."""
+    """`schema` as it reaches the library, through JSON text: tuples become lists, numbers what serde_json reads."""
     deepest = 118  # levels of nesting: serde_json reads 128, and a conversation in JSON needs some around a schema
     try:
         schema = json.loads(json.dumps(schema, allow_nan=False), parse_int=_number, parse_float=_number)

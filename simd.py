@@ -3,9 +3,8 @@
 Numba turns a plain loop into vector instructions by itself where it can. It cannot for the 4-bit numbers of MXFP4. Here
 LLVM's own vectors become types that Numba code can pass around, and each operation is a function of a few lines that
 writes LLVM instructions. All but two are written in LLVM's generic instructions, which it lowers to AVX2, AVX-512 or
-NEON alike. The exceptions are `look_up_e2m1`, a shuffle of bytes, and `dot`, products of bytes: processors have
-instructions for them that LLVM does not find by itself. Where a processor has none, generic instructions come to the
-same result.
+NEON alike. The exceptions are `look_up_e2m1`, a shuffle of bytes, and `dot`, products of bytes: some processors have
+instructions for them that LLVM does not find by itself. On the others, generic ones come to the same result.
 
 u8x32 is a vector of 32 lanes of type uint8, f32x16 one of 16 lanes of type float32, and so on.
 """
@@ -44,8 +43,7 @@ def cache_directory():
     be written, in the user's cache; else None. (A directory for all users could hold what somebody else put there.)
 
     Its name says from which files and versions the code comes, so that a changed file's old code is never found again.
-    Numba itself would compile anew what a changed file defines, but not what uses it in another file.
-    """
+    Numba itself would compile anew what a changed file defines, but not what uses it in another file."""
     here, user = Path(__file__).resolve().parent, os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     sources = [(here / name).read_bytes() for name in ("simd.py", "mxfp4.py", "kernels.py")]
     name = f"kernels-{digest(str(here), sys.version)}-{digest(sources, numba.__version__)}"
@@ -62,8 +60,7 @@ DIRECTORY = cache_directory()
 class CompiledCode:
     """The compiled forms of one function, a file for each list of argument types: what Numba calls its cache.
 
-    Code whose file is missing, damaged or foreign is compiled anew. Code that cannot be written is not kept.
-    """
+    Code whose file is missing, damaged or foreign is compiled anew. Code that cannot be written is not kept."""
 
     def __init__(self, function):
         self.name = f"{function.__module__}.{function.__name__}"
@@ -142,8 +139,7 @@ def operation(result, *arguments):
     """Makes a function that Numba code can call out of one that writes LLVM instructions; these are its types.
 
     The function gets `llvm`, the builder that writes instructions, and the arguments as LLVM values; in place of an
-    array, a pointer to its first element. It returns the result's value, or a list of values for a tuple.
-    """
+    array, a pointer to its first element. It returns the result's value, or a list of values for a tuple."""
     def decorate(write):
         @functools.wraps(write)  # also its number of arguments
         def typing(context, *given):
@@ -167,22 +163,27 @@ def constant(vector, values):
     """A constant of an LLVM vector type: these values, or one in all lanes."""
     return ir.Constant(vector, [values] * vector.count if isinstance(values, int) else list(values))
 
+
 def shuffle(llvm, a, lanes, b=None):
     """The lanes of a with these numbers; those of b have the numbers that follow a's."""
     return llvm.shuffle_vector(a, a if b is None else b, constant(ir.VectorType(I32, len(lanes)), lanes))
 
+
 def join(llvm, a, b):
     """The lanes of a and then those of b."""
     return shuffle(llvm, a, range(2 * a.type.count), b)
+
 
 def splat(llvm, x, lanes):
     """A number in all lanes of a vector."""
     first = llvm.insert_element(ir.Constant(ir.VectorType(x.type, lanes), ir.Undefined), x, I32(0))
     return shuffle(llvm, first, [0] * lanes)
 
+
 def address(llvm, data, i, kind):
     """Where data[i] lies, as a pointer to an LLVM type."""
     return llvm.bitcast(llvm.gep(data, [i]), kind.as_pointer())
+
 
 def call(llvm, name, result, *args, **options):
     function = ir.FunctionType(result, [a.type for a in args])
@@ -244,8 +245,7 @@ load_splat_i32x8, load_splat_i8x32 = make_load_splat(i32x8, i32x8), make_load_sp
 
 @operation(f32x16, ANY, types.intp)
 def load_as_f32x16(llvm, data, i):
-    """Sixteen elements from i on of an array of float32 or bf16 patterns (uint16). Strides do not matter: i counts
-    elements in memory from the array's first one."""
+    """Elements i to i + 15 in memory, whatever the strides, of an array of float32 or bf16 patterns (uint16)."""
     x = llvm.load(address(llvm, data, i, ir.VectorType(data.type.pointee, 16)), align=2)
     return x if x.type == F32X16 else llvm.bitcast(llvm.shl(llvm.zext(x, I32X16), constant(I32X16, 16)), F32X16)
 
@@ -265,8 +265,7 @@ def load_row(llvm, data, i, stride, k, row):
 def transpose(llvm, data, i, stride, out):
     """Sixteen rows of 16 bytes, which are L elements, at i, i + stride, ... of an array -> their columns, out [L, 16].
 
-    It takes log2(16) = 4 rounds. Each of them interleaves row k with row k + 8, for k from 0 to 7.
-    """
+    It takes log2(16) = 4 rounds. Each of them interleaves row k with row k + 8, for k from 0 to 7."""
     element = data.type.pointee
     L = 16 * 8 // (32 if element == F32 else element.width)
     interleaved = [lane for k in range(L) for lane in (k, L + k)]  # 2 L lanes: two rows
@@ -330,8 +329,7 @@ def bf16_to_float32(x):
     """One bf16 pattern (uint16) -> float32, exactly; a float32 passes through. For compiled code only.
 
     Which of the two is decided while a caller is compiled. Numba then asks the function registered with @overload,
-    which gets the argument's type and returns the function to use.
-    """
+    which gets the argument's type and returns the function to use."""
     raise NotImplementedError
 
 

@@ -121,8 +121,7 @@ def load(path: str | os.PathLike | None = None) -> Tokenizer:
 
 # ---- tokenizer.json -------------------------------------------------------------------------------------------------
 
-# A JSON file cannot hold bytes, so GPT-2 wrote each byte as a character: a printable one as itself, the other 68 as
-# U+0100 and up, in their order. This table leads back.
+# JSON cannot hold bytes. GPT-2 wrote each as a character: a printable one as itself, the other 68 as U+0100 and up.
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHER = [byte for byte in range(256) if byte not in _PRINTABLE]
 _BYTE_OF_CHAR = {chr(byte): byte for byte in _PRINTABLE} | {chr(0x100 + n): byte for n, byte in enumerate(_OTHER)}

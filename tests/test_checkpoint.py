@@ -289,7 +289,7 @@ def test_every_tensor_is_checked(kind, copy):
     for name, (_, _, dtype, shape) in tensor_table(SMALL, kind).items():
         rest = {key: value for key, value in header.items() if key != name}
         join_file(path, rest | {name + "s": header[name]}, data)
-        refused(path.parent, f"{name}: expected this tensor, found nothing, it is missing")
+        refused(path.parent, f"{name}: expected this tensor, found nothing, missing")
         other = list(shape[::-1]) if len(shape) > 1 else [*shape, 1]
         join_file(path, rest | {name: header[name] | {"shape": other}}, data)
         refused(path.parent, path, f"{name}: expected {dtype} {list(shape)}, found {dtype} {other}")
