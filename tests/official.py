@@ -54,15 +54,15 @@ def main():
     args = parser.parse_args()
 
     import gptoss
-    import tokenizer
+    import tokenizer as tokenizers
 
     results = []
     try:
         model = gptoss.load(args.directory, backend=args.backend)
         facts = facts_for(model.config, args.directory)
-        text = tokenizer.load(args.directory)
+        tokenizer = tokenizers.load(args.directory)
         for entry in facts["prompts"]:
-            line, right = compare(model, text, entry["prompt"], agreed(entry["continuations"], text))
+            line, right = compare(model, tokenizer, entry["prompt"], agreed(entry["continuations"], tokenizer))
             results.append(right)
             print(f"{facts['name']}: {line}", flush=True)
     except (ValueError, OSError) as error:

@@ -201,15 +201,15 @@ def test_convert_rows(M, row, B):
     rng, N = np.random.default_rng(M), 32 * B
     tile = np.empty(16 * N, np.float32)
 
-    def widened(weight, scales):
+    def converted(weight, scales):
         convert_rows(weight, scales, row, tile)
         return tile.reshape(N, 16).T
 
     weight = bf16(rng, M, N)
-    assert np.array_equal(widened(weight, kernels.NO_SCALES), gptoss.bf16_to_float32(weight)[row : row + 16])
+    assert np.array_equal(converted(weight, kernels.NO_SCALES), gptoss.bf16_to_float32(weight)[row : row + 16])
     weight = quantize_int8(weight)
     expected = weight.values * np.repeat(gptoss.bf16_to_float32(weight.scales), 32, axis=1)
-    assert np.array_equal(widened(*weight), expected[row : row + 16])
+    assert np.array_equal(converted(*weight), expected[row : row + 16])
 
 
 def test_convert_rows_that_are_not_there():
