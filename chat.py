@@ -85,7 +85,7 @@ def compile_kernels(report):
     backend = SimpleNamespace(**{name: reporting(name) for name in gptoss.OPERATIONS})
     model = gptoss.load(HERE / "nano", backend=backend)
     list(gptoss.generate(model, range(40), max_tokens=2))  # many tokens at once, then one
-    simd.all_compiled(now=True)
+    simd.mark_all_compiled()
 
 
 def compile_in_background():

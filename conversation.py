@@ -23,6 +23,8 @@ from tokenizer import TokenizerError
 
 CHANNELS = SystemContent.valid_channels  # analysis, commentary, final
 NOBODY = "|".join((*ROLES, *CHANNELS, "all"))  # recipients that are no tool
+SPEAKER = rf"\s*(?:(?:{'|'.join(ROLES)})\b|\w+\.[a-z]\w*)"  # a role, or a tool
+HEADER = re.compile(rf"(?:{SPEAKER})?(?:\s*to=[^\s<]*|\s*<\|(?:channel|constrain)\|>\s*[^\s<]*)*")
 STOPS = ("<|end|>", "<|return|>", "<|call|>", "<|endoftext|>")  # the first: more follows; the others: this was all
 
 
@@ -34,12 +36,18 @@ class LocalEngine:
         self.cache, self.held = model.new_cache(), []  # held: ids, the first cache.length of which have been read
 
     def generate(self, tokens, **sampling):
-        """See above. Raises ValueError, at once, for arguments that gptoss.generate refuses."""
+        """See above. Raises ValueError, at once, for arguments that gptoss.generate refuses. What an earlier call gave
+        ends here, because the cache is this call's now."""
         tokens = list(tokens)
         known = commonprefix([self.held[: self.cache.length], tokens[:-1]])  # the last id is read for its logits
         ids = gptoss.generate(self.model, tokens[self.cache.rewind(len(known)) :], cache=self.cache, **sampling)
-        self.held = held = tokens
-        return (held.append(id) or id for id in ids)
+        self.held = tokens
+        return self._steps(ids, tokens)
+
+    def _steps(self, ids, held):
+        while self.held is held and (id := next(ids, None)) is not None:
+            held.append(id)
+            yield id
 
 
 class Conversation:
@@ -88,11 +96,12 @@ class Conversation:
 class Reader:
     """Messages out of the ids of a reply, whatever form they have, and pieces (channel, text) to show on the way.
 
-    Three rules. A special token is markup: it is never shown, and <|start|> begins a new message wherever it stands.
-    A message is for a tool only if its header says `to=`. A message whose header names no channel is shown when it is
-    clear what it was: a thought if the assistant goes on after it, else the answer.
+    A special token is markup, which is never shown. <|start|> begins a new message wherever it stands, <|channel|> too.
+    A message is for a tool if its header says `to=`, and only then. If the header names no channel, the message is
+    shown when it is clear what it was: a thought if the assistant goes on after it, else the answer. Where a message
+    stops in its header, what is no header in it is its content. The reply ends where somebody else speaks.
 
-    `messages`: those read. `over`: whether the assistant has said that this was all, or speaks for somebody else."""
+    `messages`: those read. `over`: whether the assistant has said that this was all, or somebody else speaks."""
 
     def __init__(self, tokenizer):
         self.tokenizer, self.over = tokenizer, False
@@ -113,13 +122,13 @@ class Reader:
         except TokenizerError:  # a vocabulary may be smaller than a model's
             data = b"\xff"
         if name == "<|start|>" or name == "<|channel|>" and self.message:
-            yield from self._end("<|end|>" if self.message else None)
+            yield from self._end(whole=not self.messages and not self.started)  # between messages, strays are dropped
             self._begin(started=name == "<|start|>")
         if name in STOPS:
-            yield from self._end(name)
+            yield from self._end(whole=True)
             self.over = self.over or name != "<|end|>"
         elif self.message is None and name == "<|message|>":
-            yield from self._open()
+            yield from self._open(self.header.decode(errors="replace"))
         elif self.message is None and name != "<|start|>":
             self.header += data
         elif name is None:
@@ -127,7 +136,7 @@ class Reader:
 
     def finish(self):
         """The end of the ids: yields what has become clear by that."""
-        yield from self._end("<|return|>" if self.message or not self.started else None)
+        yield from self._end(whole=False)
         yield from self._settle("final")
 
     def answers(self):
@@ -136,11 +145,9 @@ class Reader:
                 for read in filter(None, (*self.messages, self.message))
                 if read.content and read.channel != "analysis" and read.recipient is None]
 
-    def _open(self):
+    def _open(self, header):
         """The header is complete, and says for whom the message is."""
-        header = self.header.decode(errors="replace")
-        role = re.match(r"\s*(?!to=)([^\s<]+)", header) if self.started else None
-        if role and not role[1].startswith("assistant"):
+        if self.started and re.match(rf"\s*(?!assistant){SPEAKER}|.*\bto=assistant\b", header):
             self.over = True
             return
         channel = re.search(rf"<\|channel\|>\s*({'|'.join(CHANNELS)})\b", header)
@@ -160,15 +167,16 @@ class Reader:
         if text and (self.message.recipient or self.message.channel):
             yield "call" if self.message.recipient else self.message.channel, text
 
-    def _end(self, stop):
-        """The message is complete. If there is a header only, what is not markup in it is the content."""
+    def _end(self, whole):
+        """The message is complete. If it stops in its header: whole, by a token that says so; else a word alone may be
+        half a header."""
         text = self.decoder.decode(b"", final=True)
-        if self.message is None and stop:
+        if self.message is None:
             header = self.header.decode(errors="replace")
-            text = re.sub(r"<\|channel\|>[^\s<]*|<\|\w+\|>|\bto=[^\s<]+", "", header).strip()
-            text = text.removeprefix("assistant").strip() if self.started else text
-            if text:
-                yield from self._open()
+            head = HEADER.match(header)[0] if self.started or re.match(r"\s*(<\||to=)", header) else ""
+            text = re.sub(r"<\|\w+\|>", "", header[len(head) :]).strip()
+            if len(text.split()) > (0 if whole else 1) or whole and "to=" in head:
+                yield from self._open(head)
         if self.message:
             yield from self._add(text)
             self.messages.append(self.message)

@@ -1,6 +1,6 @@
-"""The few vector operations that kernels.py and mxfp4.py need: what a processor does to 16 or 32 numbers at a time.
+"""The few vector operations that kernels.py and mxfp4.py need: what a processor does to 8 to 32 numbers at a time.
 
-Numba turns a plain loop into vector instructions by itself where it can. It cannot for the 4-bit numbers of MXFP4. Here
+Numba turns a plain loop into vector instructions by itself. It does not do well with the 4-bit numbers of MXFP4. Here
 LLVM's own vectors become types that Numba code can pass around, and each operation is a function of a few lines that
 writes LLVM instructions. All but two are written in LLVM's generic instructions, which it lowers to AVX2, AVX-512 or
 NEON alike. The exceptions are `look_up_e2m1`, a shuffle of bytes, and `dot`, products of bytes: some processors have
@@ -16,6 +16,7 @@ import pickle
 import shutil
 import sys
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,6 +25,7 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
+from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 from numba.core.registry import cpu_target
 from numba.core.serialize import dumps
@@ -31,82 +33,93 @@ from numba.extending import intrinsic, models, overload, register_model
 
 # ---- Compiled code, and where it is kept ----------------------------------------------------------------------------
 
-FASTMATH = {"reassoc", "contract", "nsz"}  # sums in any order, so that loops become vector code; inf and nan stay
+# Sums in any order, so that loops become vector code; a * b + c in one; the sign of 0 is free. inf and nan stay.
+FASTMATH = {"reassoc", "contract", "nsz"}
 
 
 def digest(*parts):
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
+def cache_name():
+    """A directory's name that says where the code comes from: this copy, these sources, this processor. So the old code
+    of a changed file is never found again. (Numba would compile anew what a changed file defines, not what uses it.)"""
+    here = Path(__file__).resolve().parent
+    sources = [(here / name).read_bytes() for name in ("simd.py", "mxfp4.py", "kernels.py")]
+    target = cpu_target.target_context.codegen().magic_tuple(), numba.config.OPT, numba.config.BOUNDSCHECK
+    return f"kernels-{digest(str(here), sys.version, numba.__version__)}-{digest(sources, target)}"
+
+
 def cache_directory():
     """Where compiled code is kept: in NUMBA_CACHE_DIR, or without it in __pycache__ beside this file. Where that cannot
-    be written, in the user's cache; else None. (A directory for all users could hold what somebody else put there.)
-
-    Its name says from which files and versions the code comes, so that a changed file's old code is never found again.
-    Numba itself would compile anew what a changed file defines, but not what uses it in another file."""
-    here, user = Path(__file__).resolve().parent, os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    sources = [(here / name).read_bytes() for name in ("simd.py", "mxfp4.py", "kernels.py")]
-    name = f"kernels-{digest(str(here), sys.version)}-{digest(sources, numba.__version__)}"
-    for place in (os.environ.get("NUMBA_CACHE_DIR") or here / "__pycache__", Path(user, "gpt-oss")):
-        with suppress(OSError):
-            Path(place, name).mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=Path(place, name)).close()
-            return Path(place, name)
+    be written, in the user's cache; else None. (A directory for all users could hold what somebody else put there.)"""
+    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "gpt-oss")
+    for place in (os.environ.get("NUMBA_CACHE_DIR") or Path(__file__).parent / "__pycache__", user):
+        with suppress(OSError, RuntimeError):  # RuntimeError: the user has no home
+            directory = Path(place, cache_name()).expanduser().absolute()
+            directory.mkdir(parents=True, exist_ok=True)
+            if not (directory / "complete").exists():  # then it need not be written
+                tempfile.TemporaryFile(dir=directory).close()
+            return directory
 
 
 DIRECTORY = cache_directory()
 
 
-class CompiledCode:
+class CompiledCode(NullCache):
     """The compiled forms of one function, a file for each list of argument types: what Numba calls its cache.
 
-    Code whose file is missing, damaged or foreign is compiled anew. Code that cannot be written is not kept."""
+    Code whose file is missing or damaged is compiled anew; the checksum is against accidents, not against malice. Code
+    that cannot be written is not kept."""
 
     def __init__(self, function):
         self.name = f"{function.__module__}.{function.__name__}"
 
-    def file(self, arguments, codegen):
-        return DIRECTORY / f"{self.name}-{digest(arguments, codegen.magic_tuple())}"  # (the kind of processor)
-
     def load_overload(self, arguments, context):
-        context.refresh()
+        context.refresh()  # (must have been called before code is loaded)
         with suppress(Exception):
-            data = self.file(arguments, context.codegen()).read_bytes()
+            data = (DIRECTORY / f"{self.name}-{digest(arguments)}").read_bytes()
             if hashlib.sha256(data[32:]).digest() == data[:32]:
                 return CompileResult._rebuild(context, *pickle.loads(data[32:]))
 
     def save_overload(self, arguments, result):
-        file, code = self.file(arguments, result.codegen), dumps(result._reduce())
+        file, code = DIRECTORY / f"{self.name}-{digest(arguments)}", dumps(result._reduce())
         partial = file.with_name(f"{file.name}.{os.getpid()}")
-        try:
-            partial.write_bytes(hashlib.sha256(code).digest() + code)
-            os.replace(partial, file)
-        except OSError:
-            partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            try:
+                partial.write_bytes(hashlib.sha256(code).digest() + code)
+                os.replace(partial, file)
+            finally:
+                partial.unlink(missing_ok=True)
 
 
-def all_compiled(now=False):
-    """Whether the code of all kernels is in DIRECTORY. now=True: now it is, and what older versions left is deleted."""
-    if now and DIRECTORY:
-        (DIRECTORY / "complete").touch()
-        for older in set(DIRECTORY.parent.glob(DIRECTORY.name.rpartition("-")[0] + "-*")) - {DIRECTORY}:
-            shutil.rmtree(older, ignore_errors=True)
+def all_compiled():
+    """Whether DIRECTORY has the code of all kernels that a chat needs."""
     return DIRECTORY is not None and (DIRECTORY / "complete").exists()
 
 
+def mark_all_compiled():
+    """From now on all_compiled() is true. What earlier versions left is deleted, if it has not changed for a day."""
+    with suppress(OSError, TypeError):  # TypeError: there is no DIRECTORY
+        (DIRECTORY / "complete").touch()
+        for other in set(DIRECTORY.parent.glob(DIRECTORY.name.rpartition("-")[0] + "-*")) - {DIRECTORY}:
+            if time.time() - other.stat().st_mtime > 24 * 3600:
+                shutil.rmtree(other, ignore_errors=True)
+
+
 def compiler(**options):
-    """numba.njit with these options and FASTMATH, whose code is kept."""
+    """numba.njit with these options and FASTMATH, whose code is kept (unless a file has changed since the import)."""
     def decorate(function):
         dispatcher = njit(fastmath=FASTMATH, **options)(function)
-        if DIRECTORY:
+        if DIRECTORY and DIRECTORY.name == cache_name():
             dispatcher._cache = CompiledCode(function)
         return dispatcher
 
     return decorate
 
 
-jit, parallel_jit = compiler(nogil=True), compiler(parallel=True)
-inline_jit = compiler(nogil=True, forceinline=True)  # for what is so small that a call would be felt
+jit, parallel_jit = compiler(), compiler(parallel=True)
+inline_jit = compiler(forceinline=True)  # for what is so small that a call would be felt
 
 
 # ---- Types, and what operations are written with --------------------------------------------------------------------
@@ -136,13 +149,13 @@ ANY = None  # in a signature: an argument of any type; as the result: the type o
 
 
 def operation(result, *arguments):
-    """Makes a function that Numba code can call out of one that writes LLVM instructions; these are its types.
+    """A decorator: a function that writes LLVM instructions becomes one that Numba code can call, of this signature.
 
     The function gets `llvm`, the builder that writes instructions, and the arguments as LLVM values; in place of an
     array, a pointer to its first element. It returns the result's value, or a list of values for a tuple."""
     def decorate(write):
-        @functools.wraps(write)  # also its number of arguments
-        def typing(context, *given):
+        @functools.wraps(write)  # (which tells Numba the number of arguments)
+        def signature_and_code(context, *given):
             pairs = zip(arguments, given, strict=True)
             return (result or given[0])(*[actual if kind is ANY else kind for kind, actual in pairs]), lower
 
@@ -154,7 +167,7 @@ def operation(result, *arguments):
                 return context.make_tuple(llvm, signature.return_type, value)
             return context.get_dummy_value() if signature.return_type is types.void else value
 
-        return intrinsic(typing)
+        return intrinsic(signature_and_code)
 
     return decorate
 
@@ -198,7 +211,7 @@ def cpu_has(instructions):
         "avx2": "+avx2" in features,
         "vnni": "+avx512vnni" in features and "+avx512vl" in features,
         "tbl": arm,
-        "dotprod": arm and ("+dotprod" in features or cpu.startswith(("apple-m", "neoverse"))),  # often only named
+        "dotprod": arm and ("+dotprod" in features or cpu.startswith(("apple-m", "neoverse"))),  # not always listed
     }[instructions]
 
 
@@ -215,7 +228,7 @@ load_f32x8, load_f32x16 = make_load(f32x8), make_load(f32x16)
 
 
 def make_load_pair(vector, lanes):
-    """load(array, i): elements i (lane 0), i + 1 (lane 1) and zero (lane 2), as often and in the order of `lanes`."""
+    """load(array, i): array[i] where `lanes` has a 0, array[i + 1] where it has a 1, zero where it has a 2."""
     @operation(vector, ANY, types.intp)
     def load(llvm, data, i):
         pair = ir.VectorType(data.type.pointee, 2)
@@ -230,7 +243,7 @@ load_apart_i32x8 = make_load_pair(i32x8, [0, 2, 2, 2, 1, 2, 2, 2])
 
 
 def make_load_splat(vector, loaded):
-    """load(array, i): what lies at element i, of the type that `loaded` has lanes of, as often as `vector` has room."""
+    """load(array, i): one lane of `loaded`, read at array[i], in all lanes; its bits are taken for a `vector`."""
     @operation(vector, ANY, types.intp)
     def load(llvm, data, i):
         x = llvm.load(address(llvm, data, i, loaded.lowered.element), align=1)
@@ -273,7 +286,7 @@ def transpose(llvm, data, i, stride, out):
     rows = [load_row(llvm, data, i, stride, k, ir.VectorType(element, L)) for k in range(16)]
     for _ in range(4):
         rows = [shuffle(llvm, rows[k], half, rows[k + 8]) for k in range(8) for half in halves]
-    for k in range(0, 16, 2):  # two rows at once, as they will be read: a load would have to wait for smaller stores
+    for k in range(0, 16, 2):  # two rows at once, as bf16 will be read: a load has to wait for smaller stores
         both = join(llvm, rows[k], rows[k + 1])
         llvm.store(both, address(llvm, out, I32(L * k), both.type), align=1)
 
@@ -381,7 +394,7 @@ def power_of_two(llvm, n):
     return llvm.bitcast(llvm.shl(exponent, constant(I32X16, 23)), F32X16)
 
 
-# Operations of one instruction. `fma` is a * b + c, rounded once. `max` is a where a is nan, so that nan is not lost.
+# Operations of one line. `fma` is a * b + c, rounded once. `max` is a if either is nan.
 # `round` gives the nearest integers, still as float32. low_nibbles are the low halves of 32 bytes, as 32 bytes.
 # `reduce_add` is the sum of all lanes, in any order, and slow beside the others: once for a row, not once for a block.
 zeros_i32x8 = operation(i32x8)(lambda llvm: constant(I32X8, 0))

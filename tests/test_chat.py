@@ -170,7 +170,7 @@ def test_the_model_changes_over_in_the_middle_of_a_reply(monkeypatch):
 
 
 def test_a_large_model_waits_and_shows_how_far_it_is(monkeypatch, capsys):
-    monkeypatch.setattr(simd, "all_compiled", lambda now=False: False)
+    monkeypatch.setattr(simd, "all_compiled", lambda: False)
     monkeypatch.setattr(chat, "SMALL", 0)
     model = chat.load(ROOT / "nano", chat.Screen())
     assert model.operations.attention is kernels.attention

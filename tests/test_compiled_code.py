@@ -65,8 +65,8 @@ def test_importing_compiles_and_deletes_nothing(copy):
 
 @pytest.mark.parametrize("name", ["simd.py", "mxfp4.py", "kernels.py"])
 def test_code_of_a_changed_file_is_not_found(copy, name):
-    """Also where another of the three files has changed. What is old goes when all is compiled anew, not before; what
-    belongs to another copy of this project, or to nobody known, stays."""
+    """Also where another of the three files has changed. What is old goes when all is compiled and a day has passed,
+    not before; what belongs to another copy of this project, or to nobody known, stays."""
     older = run(copy, NUMBA_CACHE_DIR=str(copy / "cache"))
     others = [older.parent / "kernels-of-another-copy", older.parent / "kernels-0123456789ab-0123456789ab"]
     for other in others:
@@ -74,7 +74,10 @@ def test_code_of_a_changed_file_is_not_found(copy, name):
     (copy / name).write_text((copy / name).read_text() + "\n# changed\n")
     newer = run(copy, NUMBA_CACHE_DIR=str(copy / "cache"))
     assert newer != older and older.exists()
-    assert run(copy, PROGRAM + "simd.all_compiled(now=True)", NUMBA_CACHE_DIR=str(copy / "cache")) == newer
+    mark = PROGRAM + "simd.mark_all_compiled()"
+    assert run(copy, mark, NUMBA_CACHE_DIR=str(copy / "cache")) == newer and older.exists()
+    os.utime(older, (0, 0))
+    assert run(copy, mark, NUMBA_CACHE_DIR=str(copy / "cache")) == newer
     assert sorted(newer.parent.iterdir()) == sorted([newer, *others])
     assert "complete" in contents(newer)
 
@@ -107,7 +110,23 @@ def test_where_nothing_can_be_written_code_is_kept_elsewhere_or_not_at_all(copy)
     (copy / "__pycache__").touch()
     assert run(copy).parent == copy / "user" / "gpt-oss"
     assert run(copy, NUMBA_CACHE_DIR=str(copy / "kernels.py" / "x")).parent == copy / "user" / "gpt-oss"
-    assert run(copy, PROGRAM + "assert not simd.all_compiled(now=True)", XDG_CACHE_HOME=str(copy / "simd.py")) is None
+    nowhere = PROGRAM + "simd.mark_all_compiled(); assert not simd.all_compiled()"
+    assert run(copy, nowhere, XDG_CACHE_HOME=str(copy / "simd.py")) is None
+
+
+def test_a_file_that_changes_while_a_program_runs(copy):
+    """Its new code is neither found under the old name nor kept under it."""
+    change = "import pathlib, simd\npathlib.Path('kernels.py').open('a').write('# changed')"
+    directory = run(copy, change + PROGRAM)
+    assert not contents(directory)
+
+
+def test_compiled_code_that_is_complete_need_not_be_written(copy, monkeypatch):
+    directory = run(copy, PROGRAM + "simd.mark_all_compiled()")
+    refuse = "import tempfile\ntempfile.TemporaryFile = lambda **kwargs: open('/nowhere/to/write')"
+    assert run(copy, refuse + PROGRAM) == directory
+    (directory / "complete").unlink()
+    assert run(copy, refuse + PROGRAM) is None
 
 
 def test_a_full_disk(tmp_path, monkeypatch):

@@ -133,6 +133,17 @@ REPLIES = [  # what the model writes, and what is shown; N: the number of its to
     ("[channel]analysis[message]Hm.[end][start]assistant The answer.[return]",
      {"analysis": "Hm.", "final": "The answer."}),
     ("[channel]fi~nal[message]A broken byte.[return]", {"final": "A broken byte."}),
+    ("Use --to=alice here.[return]", {"final": "Use --to=alice here."}),
+    ("[channel]final Use --to=alice here. [return]", {"final": "Use --to=alice here."}),
+    ("[channel]analysis[message]Hm.[end][start]user Me?[return]", {"analysis": "Hm.", "note": NOTHING}),
+    ("[channel]commentary to=functions.add[call]", {"note": CALLED}),
+    ("[channel]commentary to=functions.add [constrain]json[call]", {"note": CALLED}),
+    ("[channel] final[return]", {"note": NOTHING}),
+    ("It is 4.[start]user[message]Me?[end]", {"final": "It is 4."}),
+    ("A thought.[start]assistant[channel]final[message]So.[return]", {"analysis": "A thought.", "final": "So."}),
+    ("[channel]analysis[message]Hm.[end][start]final[message]So.[return]", {"analysis": "Hm.", "final": "So."}),
+    ("[channel]analysis[message]Hm.[end][start]It is 4.5.[return]", {"analysis": "Hm.", "final": "It is 4.5."}),
+    ("[channel]analysis[message]Hm.[end][start]4.5 it is.[return]", {"analysis": "Hm.", "final": "4.5 it is."}),
     # Strays.
     ("[channel]analysis[message]Hm.[end]stray[start]assistant[channel]final[message]So.[return]",
      {"analysis": "Hm.", "final": "So."}),
@@ -148,6 +159,8 @@ REPLIES = [  # what the model writes, and what is shown; N: the number of its to
     ("[channel]final[message]Closed by end.[end][start]user[message]Me?[end]", {"final": "Closed by end."}),
     ("[channel]final[message]So.[end][start]functions.add to=assistant[channel]commentary[message]5[end]",
      {"final": "So."}),
+    ("[channel]final[message]So.[end][start]python to=assistant[channel]analysis[message]5[end]", {"final": "So."}),
+    ("[channel]final[message]So.[end][start]tool[message]5[end]", {"final": "So."}),
     # No answer.
     ("[return]", {"note": NOTHING}),
     ("[channel]~[return]", {"note": NOTHING}),
@@ -184,7 +197,7 @@ def test_a_reply_that_stops_anywhere(tokenizer, reply):
     for stop in range(1, len(list(engine.ids(reply)))):
         engine.replies, conversation = [reply], Conversation(engine, tokenizer)
         found = ask(conversation, "Well?", max_tokens=stop)
-        assert "<|" not in "".join(found.values())
+        assert not re.search(r"<\||^to$|^to=|^json$|^final$|^comm", "\n".join(found.values()), re.M)
         assert found.keys() & {"final", "commentary", "call", "note"}
         kept = "".join(message.content for message in conversation.messages[1:])
         assert kept == found.get("commentary", "") + found.get("final", "")
@@ -313,3 +326,12 @@ def test_the_cache_holds_what_a_fresh_one_would(tokenizer, effort):
     engine.cache.rewind(len(ids) - 1)
     again, fresh = model(ids[-1:], engine.cache), model(ids, logits_to_keep=1)
     assert np.abs(again - fresh).max() < 1e-3 < np.abs(fresh).max() / 1000
+
+
+def test_what_a_newer_call_overtakes_ends(nano):
+    engine, prompt = LocalEngine(nano), list(range(20, 60))
+    older = engine.generate(prompt, temperature=0, max_tokens=9)
+    first = next(older)
+    newer = list(engine.generate(prompt, temperature=0, max_tokens=9))
+    assert list(older) == [] and newer[0] == first
+    assert list(engine.generate(prompt, temperature=0, max_tokens=9)) == newer
