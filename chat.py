@@ -37,34 +37,31 @@ Ctrl-C stops a reply and keeps the conversation."""
 
 # ---- The model, at once ---------------------------------------------------------------------------------------------
 
-def load(directory, screen):
-    """The model, computing with the kernels. Those are compiled once, which takes half a minute.
-
-    A small model does not wait for that. It answers through NumPy while a process of its own compiles, and changes over
-    when that is done. The process goes on when this one ends, so that the next start finds all compiled.
-    """
-    if simd.all_compiled():
-        return gptoss.load(directory)
-    if sum(file.stat().st_size for file in directory.rglob("*.safetensors")) > SMALL:
-        compile_kernels(lambda state: screen.note(f"The first run compiles the kernels: {state}"))
-        return gptoss.load(directory)
-    model = gptoss.load(directory, backend="numpy", model=Changeover)
-    begun = simd.DIRECTORY and simd.DIRECTORY / "begun"
-    if begun and not (begun.exists() and time.time() - begun.stat().st_mtime < 60):  # by a chat just before
-        begun.touch()
-        subprocess.Popen([sys.executable, "-c", "import chat; chat.compile_in_background()"], cwd=HERE,
-                         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return model
-
-
 class Changeover(gptoss.Model):
-    """A model that computes in NumPy until the kernels are compiled."""
+    """A model that is loaded for NumPy and computes with the kernels once those are compiled."""
     changed = False
 
     def __call__(self, *args, **kwargs):
         if not self.changed and simd.all_compiled():
-            self.operations, self.changed = gptoss.operations_of("numba"), True
+            self.change_over()
         return super().__call__(*args, **kwargs)
+
+    def change_over(self):
+        self.operations, self.changed = gptoss.operations_of("numba"), True
+
+
+def prepare(model, directory, screen):
+    """Sees to it that the kernels are compiled, which takes half a minute once.
+
+    A small model does not wait for that. It answers through NumPy while a process of its own compiles. The process goes
+    on when this one ends, so that the next start finds all compiled."""
+    if simd.all_compiled():
+        return
+    if sum(file.stat().st_size for file in directory.glob("*.safetensors")) > SMALL:
+        compile_kernels(lambda state: screen.note(f"The first run compiles the kernels: {state}"))
+        model.change_over()
+    elif simd.DIRECTORY:
+        compile_in_background(simd.DIRECTORY / "begun")
 
 
 def compile_kernels(report):
@@ -88,11 +85,25 @@ def compile_kernels(report):
     simd.mark_all_compiled()
 
 
-def compile_in_background():
-    """What that process does. Ctrl-C, which stops a reply, does not reach it; and the reply comes first."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def compile_in_background(begun):
+    """Starts a process that compiles, unless a chat has just done so, which the file `begun` says. If that cannot be,
+    NumPy goes on."""
+    with suppress(OSError):
+        if begun.exists() and time.time() - begun.stat().st_mtime < 120:
+            return
+        begun.touch()
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process inherits it: Ctrl-C only stops a reply
+        try:
+            subprocess.Popen([sys.executable, "-c", "import chat; chat.compile_quietly()"], cwd=HERE,
+                             env=os.environ | {"NUMBA_CACHE_DIR": str(simd.DIRECTORY.parent)},
+                             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        finally:
+            signal.signal(signal.SIGINT, handler)
+
+
+def compile_quietly():
     if hasattr(os, "nice"):  # Windows has none
-        os.nice(10)
+        os.nice(10)  # the reply comes first
     compile_kernels(lambda state: None)
 
 
@@ -113,7 +124,7 @@ class Measured:
                 read, count = read or time.perf_counter() - began, count + 1
                 yield id
         finally:
-            rate = count / max(time.perf_counter() - began - read, 1e-9)
+            rate = (count - 1) / max(time.perf_counter() - began - read, 1e-9)  # the first comes with the prompt
             self.stats = (f"{length} tokens of prompt, {known} of them known, read in {read:.2f} s; "
                           f"{count} generated, {rate:.1f} tokens/s")
 
@@ -249,9 +260,10 @@ def main(argv=None):
         stream.reconfigure(errors="surrogateescape" if stream is sys.stdin else "replace")
     screen = Screen()
     try:
-        model, tokenizer = load(args.model, screen), tokenizers.load(args.model)
+        model, tokenizer = gptoss.load(args.model, backend="numpy", model=Changeover), tokenizers.load(args.model)
+        prepare(model, args.model, screen)
         chat = Conversation(Measured(LocalEngine(model)), tokenizer, effort=args.effort, instructions=args.system)
-        temperature = float(model.config.do_sample) if args.temperature is None else args.temperature
+        temperature = args.temperature if args.temperature is not None else 1.0 if model.config.do_sample else 0.0
         sampling = {"temperature": temperature, "top_p": args.top_p, "seed": args.seed, "max_tokens": args.max_tokens}
         if args.prompt is None:
             converse(chat, screen, sampling, args.stats)

@@ -148,7 +148,7 @@ class Reader:
     def _open(self, header):
         """The header is complete, and says for whom the message is."""
         if self.started and re.match(rf"\s*(?!assistant){SPEAKER}|.*\bto=assistant\b", header):
-            self.over = True
+            self.over, self.header = True, b""
             return
         channel = re.search(rf"<\|channel\|>\s*({'|'.join(CHANNELS)})\b", header)
         tool = re.search(rf"\bto=(?!(?:{NOBODY})(?:[\s<]|$))([^\s<]+)", header)

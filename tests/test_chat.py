@@ -161,7 +161,8 @@ def test_the_model_changes_over_in_the_middle_of_a_reply(monkeypatch):
     monkeypatch.setattr(simd, "all_compiled", lambda: next(answers))
     monkeypatch.setattr(subprocess, "Popen", lambda *args, **kwargs: None)
     answers = iter([False] * 20 + [True])  # at loading, at 19 steps, and at the 20th; then it is asked no more
-    model = chat.load(ROOT / "nano", None)
+    model = gptoss.load(ROOT / "nano", backend="numpy", model=chat.Changeover)
+    chat.prepare(model, ROOT / "nano", None)
     assert model.operations.attention is gptoss.attention
     engine = LocalEngine(model)
     pieces = Conversation(engine, tokenizers.load(ROOT / "nano")).ask(QUESTION, temperature=0)
@@ -172,7 +173,8 @@ def test_the_model_changes_over_in_the_middle_of_a_reply(monkeypatch):
 def test_a_large_model_waits_and_shows_how_far_it_is(monkeypatch, capsys):
     monkeypatch.setattr(simd, "all_compiled", lambda: False)
     monkeypatch.setattr(chat, "SMALL", 0)
-    model = chat.load(ROOT / "nano", chat.Screen())
+    model = gptoss.load(ROOT / "nano", backend="numpy", model=chat.Changeover)
+    chat.prepare(model, ROOT / "nano", chat.Screen())
     assert model.operations.attention is kernels.attention
     said = capsys.readouterr().err.splitlines()
     assert said[0] == "The first run compiles the kernels: 1 of 7, rms_norm" and len(said) == 7
