@@ -48,7 +48,6 @@ def bf16_to_float32(bits):
     """bf16 bit patterns (uint16) -> float32, exactly: bf16 is the upper half of a float32. float32 passes through."""
     return (bits.astype(np.uint32) << 16).view(np.float32) if bits.dtype == np.uint16 else bits
 
-
 def float32_to_bf16(x):
     """float32 -> bf16 bit patterns (uint16), to the nearest, ties to even."""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)

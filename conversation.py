@@ -19,7 +19,6 @@ from os.path import commonprefix
 
 import gptoss
 from harmony import ROLES, DeveloperContent, Message, SystemContent, render
-from tokenizer import TokenizerError
 
 CHANNELS = SystemContent.valid_channels  # analysis, commentary, final
 NOBODY = "|".join((*ROLES, *CHANNELS, "all"))  # recipients that are no tool
@@ -111,16 +110,12 @@ class Reader:
 
     def _begin(self, started=False):
         self.started, self.header = started, b""  # started: by <|start|>, and not only by the end of what was before
-        self.message = None  # comes with the end of the header
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.message, self.decoder = None, codecs.getincrementaldecoder("utf-8")("replace")  # None: in the header
 
     def feed(self, id):
         """Yields what the next id makes clear."""
         name = self.special.get(id)
-        try:
-            data = self.tokenizer.decode_bytes([id])
-        except TokenizerError:  # a vocabulary may be smaller than a model's
-            data = b"\xff"
+        data = self.tokenizer.decode_bytes([id]) if id < self.tokenizer.vocab_size else b"\xff"
         if name == "<|start|>" or name == "<|channel|>" and self.message:
             yield from self._end(whole=not self.messages and not self.started)  # between messages, strays are dropped
             self._begin(started=name == "<|start|>")

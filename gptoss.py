@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from checkpoint import CheckpointError as CheckpointError, Config as Config  # (what `load` raises and gives)
+from checkpoint import CheckpointError as CheckpointError, Config as Config  # what `load` raises, and Model.config
 from checkpoint import MXFP4, Int8, bf16_to_float32, dequantize, expect, expect_number, float32_to_bf16
 from checkpoint import quantize_int8, read_config, read_tensors, to_float32
 
@@ -73,7 +73,7 @@ def rope_frequencies(config):
     low, high = max(low, 0), min(high, config.head_dim - 1)
     ramp = np.clip((np.arange(half) - low) / max(high - low, 0.001), 0, 1)
     frequencies = extrapolated * (1 - ramp) + extrapolated / yarn.factor * ramp
-    return frequencies.astype(np.float32), 0.1 * math.log(yarn.factor) + 1 if yarn.factor > 1 else 1.0
+    return frequencies.astype(np.float32), (0.1 * math.log(yarn.factor) + 1 if yarn.factor > 1 else 1.0)
 
 
 def rotate(x, cos, sin):
@@ -196,7 +196,7 @@ class Layer(NamedTuple):
 
 
 class Model:
-    """A loaded model: `model(tokens, cache)` gives logits. Its tensors are views into the mapped file."""
+    """A loaded model: `model(tokens, cache)` gives logits. Its matrices are views into mapped files (int8: copies)."""
 
     def __init__(self, config, embedding, layers, norm, unembedding, operations):
         self.config, self.operations = config, operations
@@ -204,16 +204,16 @@ class Model:
         self.layers = layers  # a Layer each
         self.norm = norm  # float32 [N]
         self.unembedding = unembedding  # bf16 or Int8 [V, N]
-        self.frequencies, self.rope_factor = rope_frequencies(config)
+        self.frequencies, self.attention_factor = rope_frequencies(config)
 
     def new_cache(self, dtype="bfloat16"):
         return KVCache(self, dtype)
 
     def __call__(self, tokens, cache=None, *, logits_to_keep=0):
-        """Logits float32 [T, V] of T token ids that follow what `cache` holds, to which they are added.
+        """Reads T token ids that follow those in `cache`, and adds them to it -> the logits after each, float32 [T, V].
 
-        `logits_to_keep=n` computes the last n rows only. Raises ValueError for no tokens, ids outside the vocabulary,
-        another model's cache, or more tokens than the context holds."""
+        Without a cache it takes one of float32. `logits_to_keep=n`: the last n rows (0: all). Raises ValueError for
+        no tokens, ids outside the vocabulary, another model's cache, or more tokens than the context holds."""
         cache = self.new_cache("float32") if cache is None else cache
         ids = check_tokens(tokens, self, cache)
         expect(logits_to_keep >= 0, ValueError, "logits_to_keep", "0 or more", logits_to_keep)
@@ -236,7 +236,7 @@ class Model:
     def rope_tables(self, start, T):
         """cos and sin [T, 1, D/2] of each pair's angle at the positions start ... start + T - 1."""
         angles = np.arange(start, start + T, dtype=np.float32)[:, None, None] * self.frequencies
-        return np.cos(angles) * self.rope_factor, np.sin(angles) * self.rope_factor
+        return np.cos(angles) * self.attention_factor, np.sin(angles) * self.attention_factor
 
     def attend(self, i, x, cos, sin, cache):
         """What layer i's attention adds to the residual stream: x [T, N] -> [T, N]."""
@@ -296,7 +296,7 @@ def operations_of(backend):
 
 def filter_logits(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
     """logits [V] / temperature, with -inf for every id that top_k, top_p or min_p rule out, one after the other."""
-    logits = (logits - logits.max()) / max(temperature, 1e-30)  # the largest is 0; float32 turns 1e-40 into 0
+    logits = (logits - logits.max()) / max(temperature, 1e-30)  # the largest is 0; below 1e-45 float32 has 0, and 0/0
     if 0 < top_k < len(logits):  # keep the top_k largest
         logits = np.where(logits >= np.partition(logits, -top_k)[-top_k], logits, -np.inf)
     if top_p < 1:  # keep the likeliest ids up to where their probabilities reach top_p ("nucleus", arXiv 1904.09751)
@@ -328,7 +328,7 @@ def generate(model, tokens, *, max_tokens=None, temperature=1.0, top_k=0, top_p=
     temperature=0 is greedy; the same seed gives the same ids. With a `cache`, `tokens` follow what it holds, and
     afterwards it holds all but the last id yielded. `logits_processor(ids, logits)` gets the ids generated so far and
     the next logits [V], and returns those to use (-inf forbids an id). Raises ValueError for bad arguments, at once."""
-    how = check_sampling(temperature, top_k, top_p, min_p, max_tokens)
+    sampling = check_sampling(temperature, top_k, top_p, min_p, max_tokens)
     cache = model.new_cache() if cache is None else cache
     ids = check_tokens(tokens, model, cache)
     room = cache.limit - cache.length - len(ids) + 1  # the last id is not read
@@ -340,7 +340,7 @@ def generate(model, tokens, *, max_tokens=None, temperature=1.0, top_k=0, top_p=
             logits = model(unread, cache, logits_to_keep=1)[-1]  # [V]
             if logits_processor:
                 logits = logits_processor(generated, logits)
-            generated.append(sample(logits, rng, *how))
+            generated.append(sample(logits, rng, *sampling))
             yield generated[-1]
             if generated[-1] in stop:
                 return
@@ -365,7 +365,7 @@ def check_tokens(tokens, model, cache):
 
 
 def check_sampling(temperature, top_k, top_p, min_p, max_tokens):
-    """The first four, which `sample` takes; ValueError if one of the five is out of range."""
+    """(temperature, top_k, top_p, min_p) as `sample` takes them; ValueError if one, or max_tokens, is out of range."""
     expect_number(1 if max_tokens is None else max_tokens, int, 1, math.inf, ValueError, "max_tokens")
     return (expect_number(temperature, float, 0, math.inf, ValueError, "temperature"),
             expect_number(top_k, int, 0, math.inf, ValueError, "top_k"),

@@ -152,7 +152,6 @@ def _render_message(message: Message, tokenizer: Tokenizer, functions_offered: b
 def _parts(message: Message) -> list | tuple:
     return [message.content] if isinstance(message.content, str) else message.content
 
-
 def _by_name(namespaces: Iterable[Namespace] | None) -> list[Namespace]:
     """In order of name; of two with the same name, the later one."""
     return sorted({namespace.name: namespace for namespace in namespaces or ()}.values(), key=lambda n: n.name)
@@ -348,8 +347,7 @@ def _check(value: Any, kind: Any, where: str) -> None:
     """Raises HarmonyError unless `value` is a `kind`, and so are the items of a list and the fields of a dataclass."""
     if not isinstance(value, kind):  # (the repr of all that is right would cost more than the rendering)
         expect(False, HarmonyError, where, getattr(kind, "__name__", str(kind)).replace("harmony.", ""), repr(value))
-    if where in _CHOICES:
-        choices = _CHOICES[where]
+    if choices := _CHOICES.get(where):
         expect(value in choices, HarmonyError, where, f"one of {', '.join(map(str, choices))}", repr(value))
     if isinstance(value, list | tuple):
         for n, item in enumerate(value):

@@ -1,15 +1,15 @@
 """The operations of a layer in Numba: the fast twins of those of the same names in gptoss.py, and in the same order.
 
 This file knows arrays, not models. Three operations take nearly all of the time: `linear` with dense weights (bf16 as
-published, or int8), `attention`, and `experts` with MXFP4 weights (whose products are in mxfp4.py). They have two
-regimes. For a few tokens (decoding) a weight is used once or twice, so the speed is that of the memory: each weight is
-streamed once, packed, and converted in registers. For many tokens (a prompt) it is that of arithmetic: some rows of
-weights are converted once, into a tile that stays in a cache or in registers, and meet all tokens there.
+published, or int8), `attention`, and `experts` with MXFP4 weights (whose products are in mxfp4.py). A product with
+weights has two regimes. For few tokens (decoding) a weight is used a few times, so the speed is that of the memory: it
+is streamed once, as it is stored, and converted in registers. For many tokens (a prompt) it is that of arithmetic: some
+rows of weights are converted at a time, into a tile that stays in a cache or in registers, and meet many tokens there.
 
     T  tokens in this call          N  inputs of a row, M  rows      E  experts, K of them for a token
-    S  keys a call can see          F  intermediate_size             J  pairs of token and expert, T K
+    S  keys a call can see          F  intermediate_size             J  pairs of token and expert, T * K
     H  query heads                  D  head_dim                      B  blocks of 32 numbers in a row
-    G  key/value heads              P  D, rounded up to 16           R  query heads for a key/value head, H/G
+    G  key/value heads              P  D, up to a multiple of 16     R  query heads for a key/value head, H/G
 """
 
 import math
@@ -23,14 +23,13 @@ from mxfp4 import AHEAD, multiply_mxfp4, quantize_activations, stream_mxfp4
 from simd import bf16_to_float32, inline_jit, jit, parallel_jit
 
 NO_SCALES = np.empty((0, 0), np.float32)  # those of bf16 weights
-FEW = 16  # tokens for which dense weights are streamed; for more they are converted in tiles
+FEW = 16  # tokens for which dense weights are streamed; for more they are converted in tiles (measured, as the next)
 FEW_MXFP4 = 5  # the same for packed weights, in tokens of an expert, on average over the experts in use
 KEYS, QUERIES = 32, 4  # keys that attention takes at a time (two vectors), and queries that share their conversion
 
 
 # ---- rms_norm -------------------------------------------------------------------------------------------------------
-# Four small operations have a kernel because NumPy takes several calls for each. In a model, whose weights drive code
-# and data out of the caches, a call takes four times as long as by itself.
+# NumPy takes several calls for rms_norm, rotate, store_kv, route. In a model each costs four times what it does alone.
 
 @jit
 def rms_norm(x, weight, eps):
@@ -83,7 +82,7 @@ def stream_int8(x, values, scales, y, bias=None):
 
 @jit
 def convert_rows(weight, scales, row, tile):
-    """tile [N, 16], flat: rows `row` to row + 15 side by side in float32. After the last row comes the last row."""
+    """tile [N, 16], flat: rows `row` to row + 15 side by side in float32. Past the end the last row is repeated."""
     M, N = weight.shape
     for r in range(16):
         m = min(row + r, M - 1)
@@ -117,7 +116,7 @@ def store_four(array, at, stride, vectors):
 
 @parallel_jit
 def multiply(workers, x, weight, scales, y):
-    """y [T, M] = x [T, N] @ W^T. A worker converts every `workers`-th sixteen rows. They stay in its level-2 cache."""
+    """y [T, M] = x [T, N] @ weight^T. A worker converts every `workers`-th sixteen rows, for its level-2 cache."""
     (T, M), N = y.shape, x.shape[1]
     x = x.reshape(-1)
     for worker in prange(workers):
@@ -139,7 +138,8 @@ def linear(x, weight, bias=None):
     y = np.empty((len(x), len(weight)), np.float32)
     if len(x) > FEW:
         multiply(numba.get_num_threads(), x, weight, scales, y)
-        y += 0 if bias is None else (bias.astype(np.uint32) << 16).view(np.float32)
+        if bias is not None:
+            y += (bias.astype(np.uint32) << 16).view(np.float32)
     elif scales is NO_SCALES:
         stream_bf16(x, weight, y, bias)
     else:
@@ -187,7 +187,7 @@ def store_kv(kv, k, v):
 
 @jit
 def exp(x):
-    """e^x for 16 numbers up to 0, to 2e-7 of each; 0 below -87.7, where e^x leaves float32's normal range.
+    """e^x for 16 numbers up to 0, to 2e-7 of each; 0 below -87.68 (float32's normal numbers end at e^-87.34).
 
     x = n ln 2 + r, |r| <= ln 2 / 2: so 2^n times a polynomial in r (Cephes' expf). ln 2 in two parts keeps r exact."""
     x = simd.max(x, simd.splat_f32x16(np.float32(-88)))  # n = -127
@@ -216,8 +216,7 @@ def convert_values(x, at, n, D, P, rows):
 
 @jit
 def convert_keys(x, at, n, D, columns, tile):
-    """The first n columns of tile [D, 16], flat, in float32: the n <= 16 vectors of D numbers from x's element `at` on.
-    columns: room for 16 x 16 bytes."""
+    """The first n columns of tile [D, 16], flat, in float32: n <= 16 vectors of D numbers, from x's element `at` on."""
     L = 16 // x.itemsize  # numbers that `transpose` takes of a vector
     if n < 16 or D % L:
         for s in range(n):
@@ -305,7 +304,7 @@ def attend_some(q, k, v, sinks, window, out, t, g):
             convert_keys(k, at + half * D, min(16, n - half), D, columns, keys[half * P :])
         convert_values(v, at, n, D, P, values)
         for row in range(0, padded, 4):
-            # Meanwhile the next step's come, a part at a time: the processor would have to wait for all at once.
+            # Asks for a part of the next step's keys and values. A core would have to wait if asked for all at once.
             ahead, part = at + (KEYS + KEYS * row // padded) * D, KEYS * D * 2 // padded
             prefetch_kv(k, v, ahead, ahead + part)
             for i in range(4):
@@ -368,8 +367,8 @@ def route(logits, K):
 
 @jit
 def group(chosen, E):
-    """The J pairs (token, expert) of chosen [T, K], sorted by expert: the tokens [J] in that order; where in it each
-    pair stands [T, K]; and starts [E + 1], of which expert e has the pairs starts[e] to starts[e + 1] - 1."""
+    """Sorts the J pairs (token, expert) of chosen [T, K] by expert -> tokens [J], the token of each pair in that order;
+    places [T, K], where each pair stands in it; starts [E + 1]: expert e has pairs starts[e] to starts[e + 1] - 1."""
     T, K = chosen.shape
     starts = np.zeros(E + 1, np.int64)
     for t in range(T):
@@ -397,14 +396,14 @@ def expert_linear(streamed, workers, x, tokens, starts, blocks, scales, bias, ga
 
 
 @jit
-def mixture(workers, few, x, chosen, weights, up, up_scales, up_bias, down, down_scales, down_bias, limit):
+def moe(workers, few, x, chosen, weights, gate_up, gate_up_scales, gate_up_bias, down, down_scales, down_bias, limit):
     """`experts` with arrays as arguments. One function, so that Python makes one call and not one for each step."""
     (T, N), (E, _, B, _), J = x.shape, down.shape, chosen.size
     tokens, places, starts = group(chosen, E)
     h, results, y = np.empty((J, 32 * B), np.float32), np.empty((J, N), np.float32), np.zeros((T, N), np.float32)
-    streamed = J <= few * np.sum(starts[1:] > starts[:-1]) and N % 64 == B % 2 == 0  # dot_mxfp4 takes blocks in pairs
-    gated = up.shape[1] == 2 * h.shape[1]  # always so; but for a literal True and False Numba would compile all twice
-    expert_linear(streamed, workers, x, tokens, starts, up, up_scales, up_bias, gated, limit, h)
+    streamed = J <= few * np.sum(starts[1:] > starts[:-1]) and N % 64 == 0 and B % 2 == 0  # blocks are taken in pairs
+    gated = gate_up.shape[1] == 2 * h.shape[1]  # always so; but for a literal True Numba would compile all twice
+    expert_linear(streamed, workers, x, tokens, starts, gate_up, gate_up_scales, gate_up_bias, gated, limit, h)
     expert_linear(streamed, workers, h, np.arange(J), starts, down, down_scales, down_bias, not gated, limit, results)
     for t in range(T):  # in one thread: few additions beside those of the products
         for i in range(len(weights[t])):
@@ -415,5 +414,5 @@ def mixture(workers, few, x, chosen, weights, up, up_scales, up_bias, down, down
 
 def experts(x, chosen, weights, layer, limit):
     """Mixture of experts: x [T, N] -> [T, N]; chosen, weights [T, K]. See gptoss.experts."""
-    up, down = (*layer.gate_up, layer.gate_up_bias), (*layer.down, layer.down_bias)
-    return mixture(numba.get_num_threads(), FEW_MXFP4, x, chosen, weights, *up, *down, np.float32(limit))
+    gate_up, down = (*layer.gate_up, layer.gate_up_bias), (*layer.down, layer.down_bias)
+    return moe(numba.get_num_threads(), FEW_MXFP4, x, chosen, weights, *gate_up, *down, np.float32(limit))

@@ -94,11 +94,9 @@ def _variants(schema: dict, indent: str, of_property: bool = False) -> Iterable[
 def _get(schema: Any, key: str) -> Any:
     return schema.get(key) if isinstance(schema, dict) else None
 
-
 def _nullable(schema: Any, indent: str) -> str:
     text = _type(schema, indent)
     return f"{text} | null" if _get(schema, "nullable") is True and "null" not in text else text
-
 
 def _default(schema: dict, bare: bool = True) -> str:
     """A default as text; `bare`: without quotes if it is one of an enum."""
@@ -136,7 +134,6 @@ def _as_json(schema: Any, error: type[Exception], where: str) -> Any:
         raise error(f"{where}: expected what JSON can hold, found {reason}") from None
     expect(depth <= deepest, error, where, f"at most {deepest} levels of nesting", depth)
     return schema
-
 
 def _depth(value: Any) -> int:
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None

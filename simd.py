@@ -4,9 +4,8 @@ Numba turns a plain loop into vector instructions by itself. It does not do well
 LLVM's own vectors become types that Numba code can pass around, and each operation is a function of a few lines that
 writes LLVM instructions. All but two are written in LLVM's generic instructions, which it lowers to AVX2, AVX-512 or
 NEON alike. The exceptions are `look_up_e2m1`, a shuffle of bytes, and `dot`, products of bytes: some processors have
-instructions for them that LLVM does not find by itself. On the others, generic ones come to the same result.
-
-u8x32 is a vector of 32 lanes of type uint8, f32x16 one of 16 lanes of type float32, and so on.
+instructions for them that LLVM does not find by itself. On the others, generic ones come to the same result. u8x32 is a
+vector of 32 lanes of type uint8, f32x16 one of 16 lanes of type float32, and so on.
 """
 
 import functools
@@ -176,27 +175,22 @@ def constant(vector, values):
     """A constant of an LLVM vector type: these values, or one in all lanes."""
     return ir.Constant(vector, [values] * vector.count if isinstance(values, int) else list(values))
 
-
 def shuffle(llvm, a, lanes, b=None):
     """The lanes of a with these numbers; those of b have the numbers that follow a's."""
     return llvm.shuffle_vector(a, a if b is None else b, constant(ir.VectorType(I32, len(lanes)), lanes))
 
-
 def join(llvm, a, b):
     """The lanes of a and then those of b."""
     return shuffle(llvm, a, range(2 * a.type.count), b)
-
 
 def splat(llvm, x, lanes):
     """A number in all lanes of a vector."""
     first = llvm.insert_element(ir.Constant(ir.VectorType(x.type, lanes), ir.Undefined), x, I32(0))
     return shuffle(llvm, first, [0] * lanes)
 
-
 def address(llvm, data, i, kind):
     """Where data[i] lies, as a pointer to an LLVM type."""
     return llvm.bitcast(llvm.gep(data, [i]), kind.as_pointer())
-
 
 def call(llvm, name, result, *args, **options):
     function = ir.FunctionType(result, [a.type for a in args])
@@ -281,8 +275,7 @@ def transpose(llvm, data, i, stride, out):
     It takes log2(16) = 4 rounds. Each of them interleaves row k with row k + 8, for k from 0 to 7."""
     element = data.type.pointee
     L = 16 * 8 // (32 if element == F32 else element.width)
-    interleaved = [lane for k in range(L) for lane in (k, L + k)]  # 2 L lanes: two rows
-    halves = interleaved[:L], interleaved[L:]
+    halves = [[lane for k in range(first, first + L // 2) for lane in (k, L + k)] for first in (0, L // 2)]
     rows = [load_row(llvm, data, i, stride, k, ir.VectorType(element, L)) for k in range(16)]
     for _ in range(4):
         rows = [shuffle(llvm, rows[k], half, rows[k + 8]) for k in range(8) for half in halves]

@@ -151,9 +151,9 @@ def test_rope_frequencies_equal_transformers(truncate):
         theirs = GptOssConfig(head_dim=head_dim, max_position_embeddings=int(factor * original), rope_parameters={
             "rope_type": "yarn", "rope_theta": theta} | config.rope_scaling)
         expected, scale = ROPE_INIT_FUNCTIONS["yarn"](theirs, "cpu")
-        frequencies, rope_factor = gptoss.rope_frequencies(config)
+        frequencies, attention_factor = gptoss.rope_frequencies(config)
         np.testing.assert_allclose(frequencies, expected.numpy(), rtol=1e-6)
-        assert math.isclose(rope_factor, scale, rel_tol=1e-6)
+        assert math.isclose(attention_factor, scale, rel_tol=1e-6)
     low, high = (32 * math.log(4096 / (turns * 2 * math.pi)) / math.log(150000) for turns in (32, 1))
     assert (round(low, 4), round(high, 4)) == (8.0928, 17.398)  # as in the official model
 
