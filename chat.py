@@ -205,7 +205,7 @@ def converse(chat, screen, sampling, stats):
             except KeyboardInterrupt:
                 screen.note("\n(stopped)")
             except ValueError as error:  # this question cannot be asked; the conversation goes on
-                screen.note(str(error))
+                screen.note(f"{error}{'; /reset begins anew' if 'the context' in str(error) else ''}")
 
 
 def answer(chat, screen, text, sampling, stats):

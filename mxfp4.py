@@ -200,10 +200,8 @@ def multiply_sixteen_rows(x, compensation, x_scales, tokens, blocks, scales, row
             high, more_high, low, more_low = add_products(four, w[6], w[7], v[6], v[7], x, x_at + 12)
             total = simd.int32_to_float32(simd.add(simd.mul_256(high), low))
             more = simd.int32_to_float32(simd.add(simd.mul_256(more_high), more_low))
-            total = simd.fma(total, simd.mul(w_scale, x_scale), simd.load_f32x8(sums, 16 * j))
-            more = simd.fma(more, simd.mul(v_scale, x_scale), simd.load_f32x8(sums, 16 * j + 8))
-            simd.store(sums, 16 * j, total)
-            simd.store(sums, 16 * j + 8, more)
+            simd.store(sums, 16 * j, simd.fma(total, simd.mul(w_scale, x_scale), simd.load_f32x8(sums, 16 * j)))
+            simd.store(sums, 16 * j + 8, simd.fma(more, simd.mul(v_scale, x_scale), simd.load_f32x8(sums, 16 * j + 8)))
 
 
 @parallel_jit
