@@ -133,7 +133,6 @@ def _from_json(file: Path) -> Tokenizer:
     In such a file id = rank, because ids were given out in the order in which merges were learned."""
     def need(ok, expected, found):
         expect(ok, TokenizerError, file, expected, found)
-
     try:
         data = json.loads(file.read_bytes().decode())
     except (OSError, ValueError, RecursionError) as error:
