@@ -168,10 +168,8 @@ def read_config(directory):
     raw = read_json(path)
     layout = "hf" if "model_type" in raw or "num_local_experts" in raw else "original"
     written = {} if layout == "hf" else {new: old for old, new in ORIGINAL_KEYS.items()}  # keys as the file has them
-
     def need(ok, key, expected, value):
         expect(ok, CheckpointError, f"{path}: {written.get(key, key)}", expected, json.dumps(value))
-
     def numbers(source, table):
         for key, (kind, low, high, *default) in table.items():
             value = source.get(key, *default)

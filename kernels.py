@@ -361,20 +361,22 @@ def route(logits, K):
         for i in range(K):
             weights[t, i] = np.exp(logits[t, chosen[t, i]] - logits[t, chosen[t, 0]])
             total += weights[t, i]
-        weights[t] /= total
+        for i in range(K):
+            weights[t, i] /= total
     return chosen, weights
 
 
 @jit
 def group(chosen, E):
     """Sorts the J pairs (token, expert) of chosen [T, K] by expert -> tokens [J], the token of each pair in that order;
-    places [T, K], where each pair stands in it; starts [E + 1]: expert e has pairs starts[e] to starts[e + 1] - 1."""
+    places [T, K], where each stands in it; starts [E + 1]: e's pairs are starts[e] to starts[e + 1] - 1; experts used."""
     T, K = chosen.shape
-    starts = np.zeros(E + 1, np.int64)
+    starts, used = np.zeros(E + 1, np.int64), 0
     for t in range(T):
         for i in range(K):
             starts[chosen[t, i] + 1] += 1
     for e in range(E):
+        used += starts[e + 1] > 0
         starts[e + 1] += starts[e]
     tokens, places, free = np.empty(T * K, np.int64), np.empty((T, K), np.int64), starts.copy()
     for t in range(T):
@@ -382,7 +384,7 @@ def group(chosen, E):
             e = chosen[t, i]
             tokens[free[e]], places[t, i] = t, free[e]
             free[e] += 1
-    return tokens, places, starts
+    return tokens, places, starts, used
 
 
 @jit
@@ -399,9 +401,9 @@ def expert_linear(streamed, workers, x, tokens, starts, blocks, scales, bias, ga
 def moe(workers, few, x, chosen, weights, gate_up, gate_up_scales, gate_up_bias, down, down_scales, down_bias, limit):
     """`experts` with arrays as arguments. One function, so that Python makes one call and not one for each step."""
     (T, N), (E, _, B, _), J = x.shape, down.shape, chosen.size
-    tokens, places, starts = group(chosen, E)
+    tokens, places, starts, used = group(chosen, E)
     h, results, y = np.empty((J, 32 * B), np.float32), np.empty((J, N), np.float32), np.zeros((T, N), np.float32)
-    streamed = J <= few * np.sum(starts[1:] > starts[:-1]) and N % 64 == 0 and B % 2 == 0  # blocks are taken in pairs
+    streamed = J <= few * used and N % 64 == 0 and B % 2 == 0  # dot_mxfp4 takes blocks in pairs
     gated = gate_up.shape[1] == 2 * h.shape[1]  # always so; but for a literal True Numba would compile all twice
     expert_linear(streamed, workers, x, tokens, starts, gate_up, gate_up_scales, gate_up_bias, gated, limit, h)
     expert_linear(streamed, workers, h, np.arange(J), starts, down, down_scales, down_bias, not gated, limit, results)

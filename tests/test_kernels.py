@@ -240,9 +240,10 @@ def test_group():
     rng = np.random.default_rng(1)
     for T, E, K in ((1, 5, 1), (1, 32, 4), (7, 5, 3), (50, 8, 2), (3, 4, 4)):
         chosen = np.stack([rng.permutation(E)[:K] for _ in range(T)])
-        tokens, places, starts = kernels.group(chosen, E)
+        tokens, places, starts, used = kernels.group(chosen, E)
         order = np.argsort(chosen, axis=None, kind="stable")
         assert np.array_equal(tokens, order // K) and np.array_equal(order[places], np.arange(T * K).reshape(T, K))
+        assert used == len(np.unique(chosen))
         assert np.array_equal(starts, np.searchsorted(np.sort(chosen, axis=None), np.arange(E + 1)))
 
 
