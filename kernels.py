@@ -369,7 +369,7 @@ def route(logits, K):
 @jit
 def group(chosen, E):
     """Sorts the J pairs (token, expert) of chosen [T, K] by expert -> tokens [J], the token of each pair in that order;
-    places [T, K], where each stands in it; starts [E + 1]: e's pairs are starts[e] to starts[e + 1] - 1; experts used."""
+    places [T, K], where each stands there; starts [E + 1]: e has pairs starts[e] to starts[e + 1] - 1; experts used."""
     T, K = chosen.shape
     starts, used = np.zeros(E + 1, np.int64), 0
     for t in range(T):
