@@ -8,7 +8,7 @@ An engine is anything that continues ids: an object with
              logits_processor=None)     the ids that follow a whole prompt, as they come, a stop token last
     context                             the most tokens, prompt and reply together
 
-LocalEngine is one that runs gptoss.py. Models do not always keep to the format that they were taught. The Reader guesses
+LocalEngine is one that runs gptoss.py. Models do not always keep to the format that they were taught. Reader guesses
 what they meant. (harmony.StreamParser takes what openai-harmony takes, and refuses the rest.)
 """
 
