@@ -1,30 +1,51 @@
-"""A conversation with a model: what was said, what is asked next, and what the model makes of it. Without a screen.
+"""A conversation with a model: what was said, what is asked next, what the model makes of it, and the tools it calls.
+Without a screen.
 
     question -> messages -> ids -> engine -> ids -> Reader -> pieces (channel, text), and messages again
+                            ^                          |
+                            +---- result <--- tool <---+      for as long as the model calls one
 
 An engine is anything that continues ids: an object with
 
     generate(tokens, *, max_tokens=None, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=None, stop=None,
              logits_processor=None)     the ids that follow a whole prompt, as they come, a stop token last
     context                             the most tokens, prompt and reply together
+    processes_logits                    False where it has no use for a logits_processor (can be left out: True)
 
-LocalEngine is one that runs gptoss.py. Models do not always keep to the format that they were taught. Reader guesses
-what they meant. (harmony.StreamParser takes what openai-harmony takes, and refuses the rest.)
+LocalEngine is one that runs gptoss.py; RemoteEngine (remote.py) asks a server. A tool is an object with
+
+    namespace                   what the model is shown of it, a harmony.Namespace
+    call(recipient, content)    what the model is told, as text; in bounded time. What it raises is told, too
+
+Models do not always keep to the format that they were taught. Reader guesses what they meant, and Constraint keeps them
+to it. (harmony.StreamParser takes what openai-harmony takes, and refuses the rest.)
 """
 
 import codecs
+import json
 import re
+from dataclasses import replace
 from datetime import date as today
+from functools import lru_cache
 from os.path import commonprefix
 
+import numpy as np
+
 import gptoss
-from harmony import ROLES, DeveloperContent, Message, SystemContent, render
+from checkpoint import expect
+from grammar import Grammar, GrammarError
+from harmony import BROWSER, PYTHON, ROLES, DeveloperContent, Message, Namespace, SystemContent, render
+from remote import RemoteEngine  # noqa: F401  (an engine, to be found beside LocalEngine)
 
 CHANNELS = SystemContent.valid_channels  # analysis, commentary, final
 NOBODY = "|".join((*ROLES, *CHANNELS, "all"))  # recipients that are no tool
 SPEAKER = rf"\s*(?:(?:{'|'.join(ROLES)})\b|\w+\.[a-z]\w*)"  # a role, or a tool
 HEADER = re.compile(rf"(?:{SPEAKER})?(?:\s*to=[^\s<]*|\s*<\|(?:channel|constrain)\|>\s*[^\s<]*)*")
+NAMED = rf"<\|channel\|>\s*({'|'.join(CHANNELS)})\b"  # in a header: the channel
 STOPS = ("<|end|>", "<|return|>", "<|call|>", "<|endoftext|>")  # the first: more follows; the others: this was all
+CALLS = 100  # of tools, in one turn: gpt-oss may search dozens of times, and a model that goes round comes to an end
+LIKELY = 64  # ids that Constraint asks about before it takes another way
+RESULT = 16_000  # characters of a tool's result that the model is told
 
 
 class LocalEngine:
@@ -51,45 +72,189 @@ class LocalEngine:
 
 class Conversation:
     """Questions and answers. effort: how hard to think, "low", "medium" or "high". instructions: what a developer wants
-    of the model. date: that of the conversation, as "2025-08-05"; None: today's. `messages`: what later turns are
-    rendered from, without the thoughts, which OpenAI's guide drops once an answer is given."""
+    of the model. tools: see above; those of one namespace are shown as one. schema: a JSON schema to which the answers
+    are held; GrammarError if it cannot be. date: that of the conversation, as "2025-08-05"; None: today's.
 
-    def __init__(self, engine, tokenizer, *, effort="medium", instructions=None, date=None):
-        self.engine, self.tokenizer, self.messages = engine, tokenizer, []
+    `history`: all messages, in order. `messages`: what later turns are rendered from, which is the history without what
+    was thought, and called and fetched in thought. OpenAI's guide drops that once an answer is given."""
+
+    def __init__(self, engine, tokenizer, *, effort="medium", instructions=None, tools=(), schema=None, date=None):
+        self.engine, self.tokenizer, self.history = engine, tokenizer, []
         self.effort, self.instructions, self.date = effort, instructions, date
+        self.tools, self.schema = tuple(tools), schema
+
+    @property
+    def schema(self):
+        return self._schema
+
+    @schema.setter
+    def schema(self, schema):
+        self._answer = None if schema is None else Grammar(schema)
+        held = self._answer is None or getattr(self.engine, "processes_logits", True)
+        expect(held, GrammarError, "schema", "an engine of this machine", "a server, which chooses tokens by itself")
+        self._schema = schema
+
+    @property
+    def messages(self):
+        return [message for message in self.history if message.channel != "analysis"]
 
     def prompt(self, text):
         """The ids that ask `text` after all that was said. Raises ValueError for what cannot be asked."""
-        date = self.date or today.today().isoformat()
-        messages = [Message("system", [SystemContent(reasoning_effort=self.effort, conversation_start_date=date)])]
-        if self.instructions is not None:
-            messages.append(Message("developer", [DeveloperContent(self.instructions)]))
+        date, spaces = self.date or today.today().isoformat(), {}
+        for space in (tool.namespace for tool in self.tools):
+            functions = spaces[space.name].functions if space.name in spaces else ()
+            spaces[space.name] = Namespace(space.name, space.description, (*functions, *space.functions))
+        builtin = [spaces.pop(space.name) for space in (BROWSER, PYTHON) if space.name in spaces]
+        system = SystemContent(reasoning_effort=self.effort, conversation_start_date=date, tools=builtin)
+        developer = [DeveloperContent(self.instructions, list(spaces.values()))]
+        if self.schema is not None:
+            developer.append("\n\n" * (self.instructions is not None or bool(spaces)) + response_format(self.schema))
+        messages = [Message("system", [system])]
+        if self.instructions is not None or spaces or self.schema is not None:
+            messages.append(Message("developer", developer))
         return render([*messages, *self.messages, Message("user", text)], self.tokenizer)
 
     def ask(self, text, **sampling):
         """Yield the reply as it comes, in pieces (channel, text). The channels are the model's "analysis", "commentary"
-        and "final"; "call", what it tells a tool; and "note", in which this program says how the reply ended.
+        and "final"; "call", what it tells a tool, and "result", what it is told; and "note", in which this program says
+        how the reply goes and ends.
 
         Raises ValueError, before anything is changed, if the question cannot be asked. However the reply ends, also by
         an exception or by closing this generator, the question and what was answered until then are kept."""
-        tokens = self.engine.generate(self.prompt(text), **sampling)
-        self.messages.append(Message("user", text))
-        reader, count = Reader(self.tokenizer), 0
-        try:
-            for id in tokens:
-                count += 1
-                yield from reader.feed(id)
-                if reader.over:
-                    break
-            yield from reader.finish()
-        finally:
-            self.messages += reader.answers()
-        if not reader.over:
-            yield "note", f"stopped after {count} tokens"
-        elif call := next((message for message in reader.messages if message.recipient), None):
-            yield "note", f"the model called {call.recipient}, but no tools are offered here"
-        elif not reader.answers():
+        ids = self.prompt(text)
+        reply = self._generate(ids, **sampling)
+        self.history.append(Message("user", text))
+        return self._turn(ids, reply, sampling)
+
+    def undo(self):
+        """Takes back the last question and all that followed. Returns its text, or None if there is none."""
+        n = max((n for n, message in enumerate(self.history) if message.role == "user"), default=None)
+        if n is None:
+            return None
+        text = self.history[n].content
+        del self.history[n:]
+        return text
+
+    def _generate(self, ids, **sampling):
+        if getattr(self.engine, "processes_logits", True):
+            arguments = {f"functions.{function.name}": grammar for tool in self.tools if tool.namespace.name == "functions"
+                         for function in tool.namespace.functions if (grammar := grammar_of(function.parameters))}
+            if self._answer or arguments:
+                sampling["logits_processor"] = Constraint(self.tokenizer, self._answer, arguments, **sampling)
+        return self.engine.generate(ids, **sampling)
+
+    def _turn(self, ids, reply, sampling):
+        """Reads replies until one calls no tool. In between the model sees its own ids again, as they were: its
+        thoughts too, and nothing has to be read twice."""
+        total, limit = 0, sampling.get("max_tokens")
+        for n in range(1, CALLS + 1):
+            reader, generated, repeats = Reader(self.tokenizer), [], False
+            try:
+                for id in reply:
+                    generated.append(id)
+                    yield from reader.feed(id)
+                    if reader.over:
+                        break
+                    if not repeats and len(generated) % 32 == 0 and (repeats := goes_round(generated)):
+                        yield "note", "the reply repeats itself"
+                yield from reader.finish()
+            finally:
+                self.history += reader.said()
+            total += len(generated)
+            if not (reader.call and self.tools):
+                break
+            yield from self._call(reader.call)
+            ids = [*ids, *generated[:-1], self.tokenizer.special_tokens["<|call|>"],
+                   *render(self.history[-1:], self.tokenizer)]
+            if n == CALLS or total == limit:
+                yield "note", f"stopped after {total} tokens and {n} calls of tools"
+                return
+            more = {} if limit is None else {"max_tokens": limit - total}
+            more |= {} if sampling.get("seed") is None else {"seed": sampling["seed"] + n}
+            try:
+                reply = self._generate(ids, **(sampling | more))
+            except ValueError as error:  # what the tool gave leaves no room
+                yield "note", f"stopped: {error}"
+                return
+        if reader.call:
+            yield "note", f"the model called {reader.call.recipient}, but no tools are offered here"
+        elif not reader.over and len(ids) + len(generated) > self.engine.context:
+            yield "note", f"stopped: the context of {self.engine.context} tokens is full"
+        elif not reader.over:
+            yield "note", f"stopped after {total} tokens"
+        elif not any(message.channel != "analysis" for message in reader.said()):
             yield "note", "the model ended its reply without an answer"
+
+    def _call(self, call):
+        """Runs the tool, and keeps call and result together: never one without the other."""
+        result = "The user interrupted this call."
+        try:
+            result = self._result(call)
+        finally:
+            self.history += [call, Message("tool", result, name=call.recipient, channel=call.channel,
+                                           recipient="assistant")]
+        yield "result", result
+
+    def _result(self, call):
+        tool = self._tool(call.recipient)
+        if tool is None:
+            return f"Unknown function: {call.recipient}"
+        try:
+            return self._shorten(str(tool.call(call.recipient, call.content)))
+        except Exception as error:  # whatever it is: the model is told, and can try something else
+            return self._shorten(f"Error: {str(error) or type(error).__name__}")
+
+    def _tool(self, recipient):
+        """The tool that is meant by `namespace.function`, or None. Models also write functions.python for python, and
+        sometimes the function alone."""
+        space, _, name = recipient.partition(".")
+        for space, name in ((space, name), (name, ""), ("functions", recipient)):
+            for tool in self.tools:
+                known = [function.name for function in tool.namespace.functions]
+                if tool.namespace.name == space and (space != "functions" or name in known):
+                    return tool  # one with a namespace of its own says itself what it does not have
+        return None
+
+    def _shorten(self, text):
+        """At most RESULT characters and a quarter of the context; of more, beginning and end."""
+        text, limit = text.encode(errors="replace").decode(), RESULT
+        while True:
+            short, left = text, len(text) - limit
+            if left > 0:
+                short = f"{text[: limit * 3 // 4]}\n[{left} characters left out]\n{text[len(text) - limit // 4 :]}"
+            if len(self.tokenizer.encode(short)) <= max(self.engine.context // 4, 100):
+                return short
+            limit = min(limit, len(text)) // 2
+
+
+def response_format(schema):
+    """How a developer message, at its end, says in which form the answer is wanted ("# Response Formats")."""
+    schema = schema if isinstance(schema, dict) else {}
+    name, text = schema.get("title", "answer"), json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
+    return "\n\n".join(["# Response Formats", f"## {name}"] +
+                       [f"// {schema['description']}\n{text}" if "description" in schema else text])
+
+
+@lru_cache(maxsize=64)
+def _grammar(schema):
+    try:
+        return Grammar(json.loads(schema))
+    except GrammarError:
+        return None
+
+
+def grammar_of(parameters):
+    """The grammar of a function's arguments; None where there is none: it is the function that looks at them then."""
+    return None if parameters is None else _grammar(json.dumps(parameters))
+
+
+def goes_round(ids, longest=64, least=96):
+    """Whether the last `least` ids or more are the same few, at most `longest`, again and again (three times at least)."""
+    def same(period):
+        n = max(least, 3 * period) - period
+        return len(ids) >= n + period and ids[-n:] == ids[-n - period : -period]
+
+    return any(same(period) for period in range(1, longest + 1))
 
 
 class Reader:
@@ -98,19 +263,22 @@ class Reader:
     A special token is markup, which is never shown. <|start|> begins a new message wherever it stands, <|channel|> too.
     A message is for a tool if its header says `to=`, and only then. If the header names no channel, the message is
     shown when it is clear what it was: a thought if the assistant goes on after it, else the answer. Where a message
-    stops in its header, what is no header in it is its content. The reply ends where somebody else speaks.
+    stops in its header, what is no header in it is its content. The reply ends with a call, or where somebody else
+    speaks.
 
-    `messages`: those read. `over`: whether the assistant has said that this was all, or somebody else speaks."""
+    `messages`: those read. `over`: whether the assistant has said that this was all, or somebody else speaks. `call`:
+    the complete call that ended it, or None."""
 
     def __init__(self, tokenizer):
-        self.tokenizer, self.over = tokenizer, False
+        self.tokenizer, self.over, self.call = tokenizer, False, None
         self.special = {id: name for name, id in tokenizer.special_tokens.items()}
         self.messages, self.unclear = [], None  # unclear: the last message, as long as it is not clear what it was
         self._begin()
 
     def _begin(self, started=False):
         self.started, self.header = started, b""  # started: by <|start|>, and not only by the end of what was before
-        self.message, self.decoder = None, codecs.getincrementaldecoder("utf-8")("replace")  # None: in the header
+        self.message, self.pieces = None, []  # None: in the header. pieces: of the content
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, id):
         """Yields what the next id makes clear."""
@@ -128,26 +296,31 @@ class Reader:
             self.header += data
         elif name is None:
             yield from self._add(self.decoder.decode(data))
+        if self.messages and self.messages[-1].recipient:
+            self.over, self.call = True, self.messages[-1]
 
     def finish(self):
         """The end of the ids: yields what has become clear by that."""
         yield from self._end(whole=False)
         yield from self._settle("final")
 
-    def answers(self):
-        """The messages to keep: what was said to the user, finished or not."""
-        return [Message("assistant", read.content, channel=read.channel or "final")
-                for read in filter(None, (*self.messages, self.message))
-                if read.content and read.channel != "analysis" and read.recipient is None]
+    def said(self):
+        """The messages to keep: all that is no call, finished or not."""
+        unfinished = [] if self.message is None else [replace(self.message, content="".join(self.pieces))]
+        return [replace(message, channel=message.channel or "final") for message in (*self.messages, *unfinished)
+                if message.content and message.recipient is None]
 
     def _open(self, header):
         """The header is complete, and says for whom the message is."""
         if self.started and re.match(rf"\s*(?!assistant){SPEAKER}|.*\bto=assistant\b", header):
             self.over, self.header = True, b""
             return
-        channel = re.search(rf"<\|channel\|>\s*({'|'.join(CHANNELS)})\b", header)
+        channel, kind = re.search(NAMED, header), re.search(r"<\|constrain\|>\s*(\w+)", header)
         tool = re.search(rf"\bto=(?!(?:{NOBODY})(?:[\s<]|$))([^\s<]+)", header)
-        self.message = Message("assistant", "", channel=channel and channel[1], recipient=tool and tool[1])
+        self.message = Message("assistant", "", channel=channel and channel[1])
+        if tool:
+            self.message = Message("assistant", "", channel=channel[1] if channel else "commentary", recipient=tool[1],
+                                   content_type=kind and f"<|constrain|>{kind[1]}")
         yield from self._settle("analysis")
 
     def _settle(self, channel):
@@ -158,7 +331,7 @@ class Reader:
             self.unclear = None
 
     def _add(self, text):
-        self.message.content += text
+        self.pieces.append(text)
         if text and (self.message.recipient or self.message.channel):
             yield "call" if self.message.recipient else self.message.channel, text
 
@@ -174,6 +347,93 @@ class Reader:
                 yield from self._open(head)
         if self.message:
             yield from self._add(text)
+            self.message.content = "".join(self.pieces)
             self.messages.append(self.message)
             self.unclear = None if self.message.channel or self.message.recipient else self.message
         self._begin()
+
+
+class Constraint:
+    """A logits_processor by which answers keep to the grammar `answer`, and the arguments of a function to its grammar
+    in `arguments`. The other parameters are those of gptoss.generate.
+
+    Thoughts are free: the model reasons as it was trained to. But with an `answer` every message must name its channel,
+    and only a complete answer ends the turn.
+
+    Of 200,000 ids hardly any need to be asked about. The largest of logits plus Gumbel noise is a draw from their softmax
+    (the Gumbel-max trick, arXiv 2110.01515), and so the first id in that order that the grammar takes is a draw from those
+    that it takes, as if all others had been masked. (top_k, top_p and min_p rule ids out before the grammar does.)"""
+
+    def __init__(self, tokenizer, answer, arguments, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=None, **_):
+        self.tokenizer, self.answer, self.arguments = tokenizer, answer, arguments
+        self.temperature, self.filters = temperature, (top_k, top_p, min_p)
+        self.rng, self.reader, self.count = np.random.default_rng(seed), Reader(tokenizer), 0
+        self.grammar = self.state = None  # of the content being written, if it is held to one
+
+    def __call__(self, ids, logits):
+        for id in ids[self.count :]:
+            self._follow(id)
+        self.count = len(ids)
+        header, special = self.reader.header, self.tokenizer.special_tokens
+        if self.grammar:
+            stop = "<|call|>" if self.reader.message.recipient else "<|return|>"
+            return self._hold(logits, lambda data: self.grammar.advance(self.state, data) is not None,
+                              [special[stop]] if self.grammar.complete(self.state) else [])
+        if self.answer is None:
+            return logits
+        if self.reader.started and self.reader.message is None and len(header) < len(b"assistant"):
+            return self._hold(logits, lambda data: (header + data)[:9] == b"assistant"[: len(header + data)], [])
+        if self.reader.message is None:
+            allowed = ["<|start|>", "<|channel|>", "<|constrain|>"]
+            allowed += ["<|message|>"] if re.search(NAMED, header.decode(errors="replace")) else []
+        else:
+            allowed = ["<|call|>" if self.reader.message.recipient else "<|end|>"]
+        logits = logits.copy()
+        logits[[id for name, id in special.items() if name not in allowed and id < len(logits)]] = -np.inf
+        return logits
+
+    def _follow(self, id):
+        """The id was written."""
+        before = self.reader.message
+        if self.grammar and id not in self.reader.special:
+            self.state = self.grammar.advance(self.state, self.tokenizer.decode_bytes([id]))
+        for _ in self.reader.feed(id):
+            pass
+        if (message := self.reader.message) is not before:
+            self.grammar = None
+            if message:
+                self.grammar = self.answer if message.channel == "final" else None
+                if message.recipient:
+                    self.grammar = self.arguments.get(message.recipient)
+            self.state = self.grammar and self.grammar.start
+
+    def _hold(self, logits, takes, specials):
+        """logits [V] with all but one id at -inf: the one drawn among the `specials` and those whose bytes are taken."""
+        expect(np.isfinite(logits.max()), ValueError, "logits", "numbers", str(logits.max()))
+        scores = logits
+        if self.temperature:
+            noise = self.rng.standard_exponential(len(logits), np.float32)  # minus its logarithm is Gumbel noise
+            scores = gptoss.filter_logits(logits, self.temperature, *self.filters) - np.log(np.maximum(noise, 1e-30))
+
+        def allowed(id):
+            text = id < self.tokenizer.vocab_size and id not in self.reader.special
+            return id in specials or text and takes(self.tokenizer.decode_bytes([id]))
+
+        n = min(LIKELY, len(scores))
+        best = np.argpartition(scores, -n)[-n:]
+        chosen = next((id for id in best[np.argsort(-scores[best])] if scores[id] > -np.inf and allowed(id)), None)
+        if chosen is None:  # none of the likely ones: now it pays to look at first bytes, before any id is asked about
+            first = np.array([*(takes(bytes([byte])) for byte in range(256)), False])[first_bytes(self.tokenizer)]
+            rest = np.append(np.flatnonzero(first[: len(logits)]), specials).astype(int)
+            rest = rest[np.lexsort((logits[rest], scores[rest]))[::-1]]  # those that filters rule out come last
+            chosen = next(id for id in rest if allowed(id))
+        held = np.full_like(logits, -np.inf)
+        held[chosen] = 0
+        return held
+
+
+@lru_cache(maxsize=4)
+def first_bytes(tokenizer):
+    """The first byte of every id [vocab_size]; 256 for special tokens."""
+    special = set(tokenizer.special_tokens.values())
+    return np.array([256 if id in special else tokenizer.decode_bytes([id])[0] for id in range(tokenizer.vocab_size)])
