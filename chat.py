@@ -1,219 +1,332 @@
-"""A chat in the terminal: `python chat.py` talks to the small model in nano/, `--model DIR` to any gpt-oss checkpoint.
+"""A chat in the terminal: `python chat.py` talks to the small model in nano/, `--model` to any gpt-oss, and `--server`
+to one elsewhere.
 
-What is said, and to whom, is conversation.py's. This file is the screen and the keyboard: the thoughts of the model
-(channel "analysis") are shown dim, its answer (channel "final") bright.
+What is said, and to whom, is conversation.py's; how it looks, terminal.py's. This file is what a user can ask for: the
+options, and the commands that begin with a slash. A command is a method `do_...` of Chat. Its docstring is its help.
 """
 
 import argparse
+import json
 import math
 import os
-import signal
-import subprocess
+import stat
 import sys
 import time
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from types import SimpleNamespace
-
-from rich.console import Console
-from rich.text import Text
 
 import gptoss
-import simd
+import models
 import tokenizer as tokenizers
+import transcript
 from checkpoint import expect_number
-from conversation import Conversation, LocalEngine
+from conversation import Conversation, LocalEngine, RemoteEngine
 from harmony import EFFORTS
+from terminal import Screen, Terminal
 
-HERE = Path(__file__).resolve().parent
-SMALL = 50e6  # bytes of a checkpoint with which NumPy alone keeps up a conversation
-HELP = """\
-/effort low|medium|high   how long to think before answering (now: {effort})
-/reset                    forget the conversation
-/stats                    show or hide tokens and tokens per second
-/help, /exit              this text; leave (also Ctrl-D)
-Ctrl-C stops a reply and keeps the conversation."""
-
-
-# ---- The model, at once ---------------------------------------------------------------------------------------------
-
-class Changeover(gptoss.Model):
-    """A model that is loaded for NumPy and computes with the kernels once those are compiled."""
-    changed = False
-
-    def __call__(self, *args, **kwargs):
-        if not self.changed and simd.all_compiled():
-            self.change_over()
-        return super().__call__(*args, **kwargs)
-
-    def change_over(self):
-        self.operations, self.changed = gptoss.operations_of("numba"), True
+STATE = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "gpt-oss"  # what was typed
+KEY = "GPTOSS_API_KEY"  # the environment variable with the key of --server
+SAMPLING = {"temperature": (float, 0, math.inf), "top_p": (float, 1e-9, 1), "top_k": (int, 0, math.inf),
+            "min_p": (float, 0, 1), "seed": (int, 0, math.inf), "max_tokens": (int, 1, math.inf)}
+ALIASES = {"clear": "reset", "new": "reset", "bye": "exit", "quit": "exit", "q": "exit", "?": "help", "regen": "retry",
+           "regenerate": "retry", "think": "effort"}
+NEARLY = 0.8  # of the context: when to say that it fills
 
 
-def prepare(model, directory, screen):
-    """Sees to it that the kernels are compiled, which takes half a minute once.
-
-    A small model does not wait for that. It answers through NumPy while a process of its own compiles. The process goes
-    on when this one ends, so that the next start finds all compiled."""
-    if simd.all_compiled():
-        return
-    if sum(file.stat().st_size for file in directory.glob("*.safetensors")) > SMALL:
-        compile_kernels(lambda state: screen.note(f"The first run compiles the kernels: {state}"))
-        model.change_over()
-    elif simd.DIRECTORY:
-        compile_in_background(simd.DIRECTORY / "begun")
-
-
-def compile_kernels(report):
-    """Has the small model read and write a little, which compiles all. Calls report("1 of 7, rms_norm") and so on, as
-    each operation returns for the first time."""
-    kernels, done = gptoss.operations_of("numba"), []
-
-    def reporting(name):
-        def run(*args):
-            result = getattr(kernels, name)(*args)
-            if name not in done:
-                done.append(name)
-                report(f"{len(done)} of {len(gptoss.OPERATIONS)}, {name}")
-            return result
-
-        return run
-
-    backend = SimpleNamespace(**{name: reporting(name) for name in gptoss.OPERATIONS})
-    model = gptoss.load(HERE / "nano", backend=backend)
-    list(gptoss.generate(model, range(40), max_tokens=2))  # many tokens at once, then one
-    simd.mark_all_compiled()
-
-
-def compile_in_background(begun):
-    """Starts a process that compiles, unless a chat has just done so, which the file `begun` says. If that cannot be,
-    NumPy goes on."""
-    with suppress(OSError):
-        if begun.exists() and time.time() - begun.stat().st_mtime < 120:
-            return
-        begun.touch()
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process inherits it: Ctrl-C only stops a reply
-        try:
-            subprocess.Popen([sys.executable, "-c", "import chat; chat.compile_quietly()"], cwd=HERE,
-                             env=os.environ | {"NUMBA_CACHE_DIR": str(simd.DIRECTORY.parent)},
-                             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        finally:
-            signal.signal(signal.SIGINT, handler)
-
-
-def compile_quietly():
-    if hasattr(os, "nice"):  # Windows has none
-        os.nice(10)  # the reply comes first
-    compile_kernels(lambda state: None)
-
-
-class Measured:
+class Meter:
     """An engine that counts what another one reads and generates, and how long that takes."""
 
     def __init__(self, engine):
-        self.engine, self.context, self.stats = engine, engine.context, ""
+        self.engine, self.context, self.ids = engine, engine.context, None
+        self.processes_logits = getattr(engine, "processes_logits", True)
+        self.used = self.prompt = self.known = self.generated = self.new = 0
+        self.began = self.read = self.rate = 0.0
+        self.steps = 0  # of the model: a token through a layer is one
 
     def generate(self, tokens, **sampling):
+        self.began, self.read, self.steps = time.perf_counter(), 0.0, self._steps()
         ids = self.engine.generate(tokens, **sampling)
-        return self.count(ids, len(tokens), self.engine.cache.length)
+        cache = getattr(self.engine, "cache", None)
+        self.prompt, self.known, self.generated = len(tokens), cache.length if cache else 0, 0
+        self.used, self.ids, self.new = len(tokens), list(tokens), self.known
+        return self._count(ids)
 
-    def count(self, ids, length, known):
-        began, read, count = time.perf_counter(), 0.0, 0
-        try:
-            for id in ids:
-                read, count = read or time.perf_counter() - began, count + 1
-                yield id
-        finally:
-            rate = (count - 1) / max(time.perf_counter() - began - read, 1e-9)  # the first comes with the prompt
-            self.stats = (f"{length} tokens of prompt, {known} of them known, read in {read:.2f} s; "
-                          f"{count} generated, {rate:.1f} tokens/s")
+    def _count(self, ids):
+        for id in ids:
+            self.read = self.read or time.perf_counter() - self.began
+            self.generated, self.used = self.generated + 1, self.used + 1
+            self.rate = (self.generated - 1) / max(time.perf_counter() - self.began - self.read, 1e-9)
+            self.ids.append(id)
+            yield id
 
+    def _steps(self):
+        return getattr(getattr(self.engine, "model", None), "steps", 0)
 
-# ---- The screen -----------------------------------------------------------------------------------------------------
+    def unseen(self):
+        """The ids that the model has read or written since the last time that it was asked for them."""
+        new, self.new = (self.ids or [])[self.new :], len(self.ids or [])
+        return new
 
-class Screen:
-    """Prints a reply: to a terminal all of it, thoughts dim; to a pipe or a file the answer alone."""
+    @property
+    def stats(self):
+        return (f"{self.prompt} tokens of prompt, {self.known} of them known, read in {self.read:.2f} s; "
+                f"{self.generated} generated, {self.rate:.1f} tokens/s")
 
-    STYLES = {"analysis": "dim", "commentary": "cyan", "call": "magenta", "final": "bold", "note": "yellow"}
-
-    def __init__(self):
-        self.console = Console(highlight=False, soft_wrap=True)
-        self.errors = Console(stderr=True, highlight=False, soft_wrap=True)
-        self.terminal = sys.stdout.isatty()
-
-    def show(self, pieces):
-        shown = None
-        for channel, text in pieces:
-            if not self.terminal:
-                if channel == "note":
-                    print(f"chat.py: {text}", file=sys.stderr)
-                elif channel == "final":
-                    print(text, end="", flush=True)
-                    shown = channel
-                continue
-            if channel != shown:
-                self.console.print("" if shown is None else "\n")
-            shown = channel
-            # control characters would move the cursor or worse: only line breaks and tabs go through
-            text = "".join(c for c in text if c.isprintable() or c in "\n\t")
-            self.console.print(Text(text), style=self.STYLES.get(channel, ""), end="")
-        if shown is not None:
-            self.console.print("\n" if self.terminal else "")
-
-    def note(self, text):
-        self.errors.print(Text(text), style="yellow" if self.terminal else "")
+    def waiting(self):
+        """How far the model is with reading, as a line."""
+        if self.ids is None or self.read:
+            return "..."
+        seconds, total = time.perf_counter() - self.began, self.prompt - self.known
+        if not hasattr(self.engine, "model"):
+            return f"waiting for the server, {seconds:.0f} s"
+        part = min((self._steps() - self.steps) / (total * len(self.engine.model.layers)), 1)
+        left = f", {seconds / part - seconds:.0f} s left" if part > 0.02 else ""
+        bar = "\u2588" * round(20 * part)
+        return f"reading {total:,} tokens  {bar:\u2591<20}  {part:.0%}{left}"
 
 
-def converse(chat, screen, sampling, stats):
-    """Ask what the user types, until the input ends. Without a terminal each line of the input is a question."""
-    interactive = sys.stdin.isatty()
-    if interactive:
-        with suppress(ImportError):  # Windows has none
-            import readline  # noqa: F401  (line editing in input())
+class Chat:
+    """A conversation and what its user wants of it."""
 
-        screen.note("Type a question, or /help. The model thinks as hard as you say: /effort low, medium or high.")
-    while True:
-        try:
-            line = input("\n> " if interactive else "").strip()
-        except EOFError:
-            return
-        except KeyboardInterrupt:
-            screen.note("\n(Ctrl-D or /exit leaves)")
-            continue
-        command, _, argument = line.partition(" ")
-        if command in ("/exit", "/quit"):
-            return
-        if command == "/help":
-            screen.note(HELP.format(effort=chat.effort))
-        elif command == "/reset":
-            chat.messages.clear()
-            screen.note("The conversation is forgotten.")
-        elif command == "/stats":
-            stats = not stats
-            screen.note(f"stats {'on' if stats else 'off'}")
-        elif command == "/effort":
-            if argument.strip() in EFFORTS:
-                chat.effort = argument.strip()
-                screen.note(f"effort {chat.effort}")
-            else:
-                screen.note(f"/effort: expected {', '.join(EFFORTS)}, found {argument.strip()!r}")
-        elif line.startswith("/"):
-            screen.note(f"{command}: no such command, /help lists them")
-        elif line:
+    def __init__(self, conversation, name, screen, sampling, browser=None):
+        self.conversation, self.name, self.screen, self.sampling = conversation, name, screen, sampling
+        self.browser, self.stats, self.raw, self.reading = browser, False, False, []
+
+    @property
+    def meter(self):
+        return self.conversation.engine
+
+    def status(self):
+        rate = f"   {self.meter.rate:.1f} tokens/s" if self.meter.generated > 1 else ""
+        return (f"{self.name}   effort {self.conversation.effort}   context {self.meter.used:,} of "
+                f"{self.meter.context:,}{rate}   /help")
+
+    def converse(self, lines):
+        """Answers lines until there are no more."""
+        while True:
             try:
-                answer(chat, screen, line, sampling, stats)
+                line = lines()
+            except EOFError:
+                return
             except KeyboardInterrupt:
-                screen.note("\n(stopped)")
-            except ValueError as error:  # this question cannot be asked; the conversation goes on
-                screen.note(f"{error}{'; /reset begins anew' if 'the context' in str(error) else ''}")
+                self.screen.note("\n(Ctrl-D or /exit leaves)")
+                continue
+            name, _, argument = line.partition(" ")
+            try:
+                if not line.startswith("/"):
+                    self.answer(line)
+                elif (name := ALIASES.get(name[1:], name[1:])) == "exit":
+                    return
+                elif command := getattr(self, f"do_{name}", None):
+                    command(argument.strip())
+                else:
+                    self.screen.note(f"/{name}: no such command, /help lists them")
+            except KeyboardInterrupt:
+                self.screen.note("(stopped)")
+            except ValueError as error:  # this cannot be asked or done; the conversation goes on
+                self.screen.note(f"{error}{'; /undo or /reset makes room' if 'the context' in str(error) else ''}")
+            except OSError as error:
+                self.screen.note(f"{error}; /retry asks again" if self.unanswered() else str(error))
+
+    def unanswered(self):
+        return bool(self.conversation.history) and self.conversation.history[-1].role == "user"
+
+    def answer(self, text):
+        """Asks `text`, with the files that were read, and shows the reply."""
+        text = "\n\n".join([*self.reading, text])
+        pieces = self.conversation.ask(text, **self.sampling)
+        self.reading.clear()
+        if self.browser and not self.raw:
+            pieces = cited(pieces, self.browser)
+        self.screen.busy = True
+        try:
+            with closing(raw(pieces, self.meter, self.conversation.tokenizer) if self.raw else pieces) as pieces:
+                self.screen.show(pieces, self.conversation.history)
+        finally:
+            self.screen.busy = False
+            if self.stats:
+                self.screen.note(self.meter.stats)
+            if self.meter.used > NEARLY * self.meter.context:
+                self.screen.note(f"the context is {self.meter.used / self.meter.context:.0%} full; when it is full no "
+                                 "more can be said: /undo takes back the last question, /reset all, /save keeps it")
+
+    # ---- Commands
+
+    def do_effort(self, argument):
+        """low|medium|high   how long to think before answering"""
+        self.conversation.effort = choice(argument, EFFORTS, "/effort", self.conversation.effort)
+        self.screen.note(f"effort {self.conversation.effort}")
+
+    def do_system(self, argument):
+        """TEXT   instructions for the model; /system off takes them back"""
+        if argument:
+            self.conversation.instructions = None if argument == "off" else argument
+        self.screen.note(f"system: {self.conversation.instructions or '(no instructions)'}")
+
+    def do_set(self, argument):
+        """NAME VALUE   temperature, top_p, top_k, min_p, seed or max_tokens; VALUE none: as at first"""
+        name, _, value = argument.partition(" ")
+        name = name.replace("-", "_")
+        if name:
+            choice(name, SAMPLING, "/set")
+            self.sampling[name] = number(*SAMPLING[name])(value.strip()) if value.strip() != "none" else None
+            self.sampling = {key: value for key, value in self.sampling.items() if value is not None}
+        self.screen.note("   ".join(f"{name} {value}" for name, value in self.sampling.items()) or "(nothing is set)")
+
+    def do_reset(self, argument):
+        """   forget the conversation (also /clear)"""
+        self.conversation.history.clear()
+        self.meter.used = 0
+        self.screen.note("The conversation is forgotten.")
+
+    def do_undo(self, argument):
+        """   take back the last question and its answer"""
+        text = self.conversation.undo()
+        self.screen.note("There is nothing to take back." if text is None else f"Taken back: {text[:200]}")
+
+    def do_retry(self, argument):
+        """   ask the last question again; with another seed, if one is set (also /regen)"""
+        self._again(lambda text: self.answer(text))
+
+    def do_edit(self, argument):
+        """   take back the last question, to change it and ask again (Ctrl-X Ctrl-E: in an editor)"""
+        put = getattr(self.screen, "put", None)
+        self._again(put or (lambda text: self.screen.note("/edit: there is no line to edit here")))
+
+    def _again(self, what):
+        text = self.conversation.undo()
+        if text is None:
+            self.screen.note("There is no question yet.")
+            return
+        if self.sampling.get("seed") is not None:
+            self.sampling["seed"] += 1
+        what(text)
+
+    def do_save(self, argument):
+        """FILE   keep the conversation as JSON, in OpenAI's message form with the thoughts"""
+        transcript.save(Path(needed(argument, "/save")).expanduser(), self.conversation.history,
+                        instructions=self.conversation.instructions, effort=self.conversation.effort)
+        self.screen.note(f"saved to {argument}")
+
+    def do_load(self, argument):
+        """FILE   go on with a saved conversation"""
+        instructions, effort, history = transcript.load(Path(needed(argument, "/load")).expanduser())
+        self.conversation.history[:] = history
+        self.conversation.instructions, self.conversation.effort = instructions, effort or self.conversation.effort
+        asked = sum(message.role == "user" for message in history)
+        self.screen.note(f"{argument}: {asked} question{'s' * (asked != 1)} and the answers, effort "
+                         f"{self.conversation.effort}")
+
+    def do_read(self, argument):
+        """FILE   send a text file with the next question"""
+        path = Path(needed(argument, "/read")).expanduser()
+        text = path.read_text(encoding="utf-8", errors="replace")
+        self.reading.append(f"{path.name}:\n\n{text}")
+        count = len(self.conversation.tokenizer.encode(text))
+        self.screen.note(f"{argument}: {count:,} tokens, which go with the next question")
+
+    def do_analysis(self, argument):
+        """show|hide   whether thoughts stay on the screen, or become one line"""
+        shown = choice(argument, ("show", "hide"), "/analysis", "show" if self.screen.thoughts else "hide")
+        self.screen.thoughts = shown == "show"
+        self.screen.note(f"analysis: {shown}")
+
+    def do_stats(self, argument):
+        """   show or hide tokens and tokens per second"""
+        self.stats = not self.stats
+        self.screen.note(f"stats {'on' if self.stats else 'off'}")
+
+    def do_raw(self, argument):
+        """   show or hide the tokens as the model reads and writes them"""
+        self.raw = not self.raw
+        self.screen.note(f"raw {'on' if self.raw else 'off'}")
+
+    def do_tools(self, argument):
+        """   what the model may call"""
+        for tool in self.conversation.tools:
+            for function in tool.namespace.functions or [tool.namespace]:
+                about = (function.description or "").split("\n")[0]
+                name = function.name if function is tool.namespace else f"{tool.namespace.name}.{function.name}"
+                self.screen.note(f"{name}   {about}")
+        if not self.conversation.tools:
+            self.screen.note("No tools: start with --tools FILE.py, --python or --browser DIR.")
+
+    def do_model(self, argument):
+        """NAME   talk to another model; without a name, what is there"""
+        if argument:
+            engine, tokenizer, self.name = local_engine(argument, self.screen)
+            self.conversation.engine, self.conversation.tokenizer = Meter(engine), tokenizer
+            self.screen.note(f"model {self.name}; the conversation goes on")
+            return
+        for name, directory, size, about in models.available():
+            self.screen.note(f"{name}   {size / 1e9:.1f} GB   {about}   {directory}")
+
+    def do_help(self, argument):
+        """   this text"""
+        for name in sorted(name for name in dir(self) if name.startswith("do_")):
+            argument, _, text = getattr(self, name).__doc__.partition("   ")
+            self.screen.note(f"/{name.removeprefix('do_')} {argument:<{28 - len(name)}} {text}")
+        self.screen.note("/exit                       leave (also /bye, Ctrl-D)\n"
+                         "Ctrl-C stops a reply and keeps what was said. Alt-Enter begins a new line, and so does a\n"
+                         'backslash before Enter. """ opens and closes a text of several lines.')
 
 
-def answer(chat, screen, text, sampling, stats):
-    with closing(chat.ask(text, **sampling)) as pieces:
-        screen.show(pieces)
-    if stats:
-        screen.note(chat.engine.stats)
+def needed(argument, command):
+    if not argument:
+        raise ValueError(f"{command}: expected a file, found nothing")
+    return argument
 
+
+def choice(value, choices, where, default=None):
+    """value, if it is one of the choices; the default for none."""
+    value = value or default
+    if value not in choices:
+        raise ValueError(f"{where}: expected {', '.join(choices)}, found {value!r}")
+    return value
+
+
+# ---- Pieces, as somebody else wants them ----------------------------------------------------------------------------
+
+def cited(pieces, browser):
+    """The citations in answers become links. Half a citation waits for its other half."""
+    held = ""
+    for channel, text in pieces:
+        if held and channel != "final":
+            yield "final", held
+            held = ""
+        if channel == "final":
+            text = held + text
+            whole = browser.unfinished(text)
+            text, held = browser.citations(text[:whole])[0], text[whole:]
+        if text:
+            yield channel, text
+    if held:
+        yield "final", held
+
+
+def raw(pieces, meter, tokenizer):
+    """What the model has read and written, tokens as they are, and the notes."""
+    for channel, text in pieces:
+        if unseen := meter.unseen():
+            yield "analysis", tokenizer.decode(unseen)
+        if channel == "note":
+            yield channel, text
+    if unseen := meter.unseen():
+        yield "analysis", tokenizer.decode(unseen)
+
+
+def answer_in_json(chat, text):
+    """The reply as one JSON object: a message of the assistant in OpenAI's form, and how it came about."""
+    before, notes = len(chat.conversation.history), []
+    with closing(chat.conversation.ask(text, **chat.sampling)) as pieces:
+        notes = [text for channel, text in pieces if channel == "note"]
+    said = transcript.to_openai(chat.conversation.history[before + 1 :])
+    reply = {"role": "assistant", "content": None} | (said[-1] if said and said[-1]["role"] == "assistant" else {})
+    usage = {"prompt_tokens": chat.meter.prompt, "completion_tokens": chat.meter.generated}
+    print(json.dumps(reply | {"messages": said, "notes": notes, "usage": usage}, ensure_ascii=False))
+
+
+# ---- The command ----------------------------------------------------------------------------------------------------
 
 class Arguments(argparse.ArgumentParser):
     def error(self, message):
@@ -236,22 +349,43 @@ def number(kind, low, high=math.inf):
 
 def parse_arguments(argv):
     parser = Arguments(description="Chat with a gpt-oss model.")
-    parser.add_argument("--model", metavar="DIR", default=HERE / "nano", type=Path,
-                        help="a checkpoint, HF or original/ layout (default: the small model in nano/)")
-    parser.add_argument("--prompt", metavar="TEXT", help="answer this and exit")
-    parser.add_argument("--system", metavar="TEXT", help="instructions for the model, as its developer gives them")
-    parser.add_argument("--effort", choices=EFFORTS, default="medium", help="how hard to think (default: medium)")
-    parser.add_argument("--temperature", type=number(float, 0),
-                        help="randomness; 0: always the likeliest token (default: as the checkpoint says, or 1)")
-    parser.add_argument("--top-p", type=number(float, 1e-9, 1), default=1.0,
-                        help="draw from the likeliest tokens whose probabilities reach this (default: 1, all tokens)")
-    parser.add_argument("--seed", type=number(int, 0), help="the same seed gives the same reply")
-    parser.add_argument("--max-tokens", type=number(int, 1), help="longest reply, thoughts included")
-    parser.add_argument("--stats", action="store_true", help="show tokens and tokens per second after each reply")
+    add = parser.add_argument
+    add("--model", metavar="NAME", help="a directory with a checkpoint, or a name on Hugging Face like "
+        "openai/gpt-oss-20b (default: the small model in nano/)")
+    add("--server", metavar="URL", help="a server that takes token ids: vLLM, or llama.cpp's (its key: $" + KEY + ")")
+    add("--server-model", metavar="NAME", help="which of the server's models (default: its first)")
+    add("--prompt", metavar="TEXT", help="answer this and exit; what comes through a pipe is put after it")
+    add("--system", metavar="TEXT", help="instructions for the model, as its developer gives them")
+    add("--effort", choices=EFFORTS, default=None, help="how hard to think (default: medium)")
+    add("--temperature", type=number(*SAMPLING["temperature"]),
+        help="randomness; 0: always the likeliest token (default: as the checkpoint says, or 1)")
+    add("--top-p", type=number(*SAMPLING["top_p"]),
+        help="draw from the likeliest tokens whose probabilities reach this (default: 1, all tokens)")
+    add("--seed", type=number(*SAMPLING["seed"]), help="the same seed gives the same reply")
+    add("--max-tokens", type=number(*SAMPLING["max_tokens"]), help="longest reply, thoughts and calls included")
+    add("--tools", metavar="FILE.py", help="functions that the model may call")
+    add("--python", action="store_true", help="the model may run Python here, each time after a yes")
+    add("--browser", metavar="SOURCE", help="the model may search and read: a directory of texts, the address of a "
+        'SearXNG server, or "web" to fetch pages only')
+    add("--apply-patch", metavar="DIR", help="the model may change the files in this directory, after a yes")
+    add("--yes", action="store_true", help="answer yes to all questions")
+    add("--schema", metavar="FILE.json", help="a JSON schema: answers are JSON that it describes")
+    add("--load", metavar="FILE", help="go on with a conversation that was saved with /save")
+    add("--json", action="store_true", help="print the reply as a JSON object, thoughts and calls included")
+    add("--raw", action="store_true", help="show the tokens as the model reads and writes them")
+    add("--stats", action="store_true", help="show tokens and tokens per second after each reply")
     args = parser.parse_args(argv)
     if args.prompt is not None and not args.prompt.strip():
         parser.error("--prompt: expected a text, found nothing")
+    if args.server_model and not args.server:
+        parser.error("--server-model: expected --server with it, found none")
     return args
+
+
+def local_engine(name, screen, yes=False):
+    """(engine, tokenizer, its name on the screen) of a model on this machine."""
+    model, tokenizer, directory = models.load(name, screen.note, yes)
+    return LocalEngine(model), tokenizer, directory.name
 
 
 def main(argv=None):
@@ -260,15 +394,8 @@ def main(argv=None):
         stream.reconfigure(errors="surrogateescape" if stream is sys.stdin else "replace")
     screen = Screen()
     try:
-        model, tokenizer = gptoss.load(args.model, backend="numpy", model=Changeover), tokenizers.load(args.model)
-        prepare(model, args.model, screen)
-        chat = Conversation(Measured(LocalEngine(model)), tokenizer, effort=args.effort, instructions=args.system)
-        temperature = args.temperature if args.temperature is not None else 1.0 if model.config.do_sample else 0.0
-        sampling = {"temperature": temperature, "top_p": args.top_p, "seed": args.seed, "max_tokens": args.max_tokens}
-        if args.prompt is None:
-            converse(chat, screen, sampling, args.stats)
-        else:
-            answer(chat, screen, args.prompt, sampling, args.stats)
+        with ExitStack() as stack:
+            run(args, screen, stack)
     except (ValueError, OSError) as error:
         if isinstance(error, BrokenPipeError):
             sys.stderr.close()  # whoever read our output has left
@@ -278,6 +405,96 @@ def main(argv=None):
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def run(args, screen, stack):
+    """Opens what the options name, and talks. What is to be closed at the end goes on the stack."""
+    if args.server:
+        tokenizer = tokenizers.load(models.find(args.model, screen.note, args.yes) if args.model else None)
+        stop = [tokenizer.special_tokens[name] for name in ("<|return|>", "<|call|>", "<|endoftext|>")]
+        engine = RemoteEngine(args.server, args.server_model, api_key=os.environ.get(KEY), stop=stop)
+        name, random = engine.model, True
+    else:
+        engine, tokenizer, name = local_engine(args.model or models.NANO, screen, args.yes)
+        random = engine.model.config.do_sample
+    instructions, effort, history = transcript.load(args.load) if args.load else (None, None, [])
+    conversation = Conversation(Meter(engine), tokenizer, effort=args.effort or effort or "medium",
+                                instructions=instructions if args.system is None else args.system,
+                                schema=read_schema(args.schema) if args.schema else None)
+    conversation.history += history
+    sampling = {"temperature": args.temperature if args.temperature is not None else 1.0 if random else 0.0,
+                "top_p": args.top_p, "seed": args.seed, "max_tokens": args.max_tokens}
+    chat = Chat(conversation, name, screen, {name: value for name, value in sampling.items() if value is not None})
+    screen.waiting, chat.stats, chat.raw = lambda: chat.meter.waiting(), args.stats, args.raw
+    offer_tools(chat, args, stack)
+    answer = chat.answer if not args.json else lambda text: answer_in_json(chat, text)
+    piped = not sys.stdin.isatty()
+    if args.prompt is not None:
+        answer("\n\n".join(filter(None, [args.prompt, read_pipe()])))
+    elif piped or not screen.terminal:
+        chat.answer = answer
+        chat.converse(lambda: input().strip())
+    else:
+        chat.screen = stack.enter_context(
+            Terminal(lambda: chat.meter.waiting(), chat.status, completer(chat), STATE / "history"))
+        chat.screen.note("Type a question, or /help. The model thinks as hard as you say: /effort low, medium or high.")
+        chat.converse(chat.screen.read)
+
+
+def read_pipe():
+    """What comes through a pipe or from a file; nothing from a terminal, or where standard input is no such thing."""
+    with suppress(OSError, ValueError):  # it may be closed
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+        if stat.S_ISFIFO(mode) or stat.S_ISREG(mode):
+            return sys.stdin.read().strip()
+    return ""
+
+
+def read_schema(path):
+    try:
+        return json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected a JSON schema, found {str(error)[:200]}") from None
+
+
+def offer_tools(chat, args, stack):
+    """Gives the model the tools that the options name."""
+    def confirm(text, question):
+        return args.yes or chat.screen.confirm(text, question)
+
+    offered = []
+    if args.tools:
+        from tools import functions
+
+        offered.append(functions.load(args.tools))
+    if args.python:
+        from tools.python import Python
+
+        offered.append(Python(lambda code: confirm(code, "Run this Python code?")))
+        if offered[-1].network:
+            chat.screen.note("python: this system cannot take the network away from what the model runs.")
+    if args.browser:
+        from tools.browser import Browser, source_of
+
+        chat.browser = Browser(source_of(args.browser), chat.conversation.tokenizer)
+        offered.append(chat.browser)
+    if args.apply_patch:
+        from tools.apply_patch import ApplyPatch
+
+        offered.append(ApplyPatch(args.apply_patch, lambda patch: confirm(patch, "Apply this patch?")))
+    for tool in offered:
+        stack.callback(tool.close)
+    chat.conversation.tools = tuple(offered)
+
+
+def completer(chat):
+    """What Tab completes: commands and what may follow them."""
+    from prompt_toolkit.completion import NestedCompleter, PathCompleter
+
+    follow = {"effort": set(EFFORTS), "set": set(SAMPLING), "analysis": {"show", "hide"}, "system": {"off"},
+              "save": PathCompleter(), "load": PathCompleter(), "read": PathCompleter()}
+    names = [name.removeprefix("do_") for name in dir(chat) if name.startswith("do_")]
+    return NestedCompleter.from_nested_dict({f"/{name}": follow.get(name) for name in [*names, "exit"]})
 
 
 if __name__ == "__main__":

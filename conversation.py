@@ -137,7 +137,8 @@ class Conversation:
 
     def _generate(self, ids, **sampling):
         if getattr(self.engine, "processes_logits", True):
-            arguments = {f"functions.{function.name}": grammar for tool in self.tools if tool.namespace.name == "functions"
+            arguments = {f"functions.{function.name}": grammar
+                         for tool in self.tools if tool.namespace.name == "functions"
                          for function in tool.namespace.functions if (grammar := grammar_of(function.parameters))}
             if self._answer or arguments:
                 sampling["logits_processor"] = Constraint(self.tokenizer, self._answer, arguments, **sampling)
@@ -207,8 +208,8 @@ class Conversation:
     def _tool(self, recipient):
         """The tool that is meant by `namespace.function`, or None. Models also write functions.python for python, and
         sometimes the function alone."""
-        space, _, name = recipient.partition(".")
-        for space, name in ((space, name), (name, ""), ("functions", recipient)):
+        first, _, second = recipient.partition(".")
+        for space, name in ((first, second), (second, ""), ("functions", recipient)):
             for tool in self.tools:
                 known = [function.name for function in tool.namespace.functions]
                 if tool.namespace.name == space and (space != "functions" or name in known):
@@ -249,7 +250,7 @@ def grammar_of(parameters):
 
 
 def goes_round(ids, longest=64, least=96):
-    """Whether the last `least` ids or more are the same few, at most `longest`, again and again (three times at least)."""
+    """Whether the last `least` ids or more are the same few, at most `longest`, three times or more."""
     def same(period):
         n = max(least, 3 * period) - period
         return len(ids) >= n + period and ids[-n:] == ids[-n - period : -period]
@@ -360,9 +361,9 @@ class Constraint:
     Thoughts are free: the model reasons as it was trained to. But with an `answer` every message must name its channel,
     and only a complete answer ends the turn.
 
-    Of 200,000 ids hardly any need to be asked about. The largest of logits plus Gumbel noise is a draw from their softmax
-    (the Gumbel-max trick, arXiv 2110.01515), and so the first id in that order that the grammar takes is a draw from those
-    that it takes, as if all others had been masked. (top_k, top_p and min_p rule ids out before the grammar does.)"""
+    Of 200,000 ids hardly any need to be asked about. The largest of logits plus Gumbel noise is a draw from their
+    softmax (the Gumbel-max trick, arXiv 2110.01515). So the first id in that order that the grammar takes is a draw
+    from all that it takes, as if the others had been masked. (top_k, top_p and min_p come before the grammar.)"""
 
     def __init__(self, tokenizer, answer, arguments, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=None, **_):
         self.tokenizer, self.answer, self.arguments = tokenizer, answer, arguments
@@ -408,7 +409,7 @@ class Constraint:
             self.state = self.grammar and self.grammar.start
 
     def _hold(self, logits, takes, specials):
-        """logits [V] with all but one id at -inf: the one drawn among the `specials` and those whose bytes are taken."""
+        """logits [V] with one id above -inf: the one drawn among the `specials` and those whose bytes are taken."""
         expect(np.isfinite(logits.max()), ValueError, "logits", "numbers", str(logits.max()))
         scores = logits
         if self.temperature:

@@ -1,0 +1,273 @@
+"""The screen of a chat: how what the model thinks, says, calls and is told looks, and where the user types.
+
+    Screen      prints as it comes: to a terminal all, the thoughts dim; to a pipe or a file the answer alone
+    Terminal    a Screen on which one types while the model writes:
+
+        what was said before, scrolling away
+        ┊ thought for 3 s, 61 tokens            finished messages are printed once, the answer as Markdown
+        the message that the model is writing   these lines are drawn anew as it grows
+        > what the user types
+        nano  effort high  context 212/4096     the status line
+
+The keyboard has a thread of its own. The model computes in the main thread, where Ctrl-C can stop it at once.
+Nothing that a model, a tool or a page says can move the cursor or colour the screen: see `clean`.
+"""
+
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
+from itertools import chain
+
+from rich.cells import chop_cells
+from rich.console import Console
+from rich.live import Live
+from rich.markdown import Markdown
+from rich.panel import Panel
+from rich.text import Text
+
+STYLES = {"analysis": "dim", "commentary": "cyan", "call": "magenta", "result": "dim", "final": "bold",
+          "note": "yellow"}
+SHOWN = 2000  # characters of a tool's result on the screen; the model is told all
+
+
+def clean(text):
+    """text without control characters, which would move the cursor or worse: only line breaks and tabs go through."""
+    return "".join(c for c in text if c.isprintable() or c in "\n\t")
+
+
+class Screen:
+    """Prints replies as they come. waiting: what to say while there is nothing to print, a function; "" is nothing."""
+
+    def __init__(self, waiting=lambda: ""):
+        self.console = Console(highlight=False, soft_wrap=True)  # the terminal breaks lines, so copies have none
+        self.errors = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.terminal, self.waiting = sys.stdout.isatty(), waiting
+
+    def show(self, pieces, history=()):
+        """Prints pieces (channel, text), each as soon as it is there. history: the conversation's."""
+        shown, pieces = None, iter(pieces)
+        while True:
+            with self._patience() if shown in (None, "call", "result") else nullcontext():
+                channel, text = next(pieces, (None, ""))
+            if channel is None:
+                break
+            if not self.terminal:
+                if channel == "note":
+                    print(f"chat.py: {clean(text)}", file=sys.stderr)
+                elif channel == "final":
+                    print(text, end="", flush=True)
+                    shown = channel
+                continue
+            if channel != shown:
+                self.console.print("" if shown is None else "\n")
+            shown = channel
+            self.console.print(Text(shortened(clean(text))), style=STYLES[channel], end="")
+        if shown is not None:
+            self.console.print("\n" if self.terminal else "")
+
+    @contextmanager
+    def _patience(self):
+        """Says what `waiting` says, where there is no piece within a second."""
+        live = []
+
+        def begin():
+            live.append(Live(get_renderable=lambda: Text(self.waiting(), style="dim"), console=self.errors, transient=True,
+                             redirect_stdout=False, redirect_stderr=False))
+            live[0].start()
+
+        timer = threading.Timer(1, begin)
+        if self.terminal and self.errors.is_terminal:
+            timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            if timer.ident:
+                timer.join()
+            for shown in live:
+                shown.stop()
+
+    def note(self, text):
+        self.errors.print(Text(clean(text)), style="yellow" if self.terminal else "")
+
+    def confirm(self, text, question):
+        """Whether the user says yes to `question` about `text`. Raises EOFError where nobody can be asked."""
+        if not (sys.stdin.isatty() and self.errors.is_terminal):
+            raise EOFError("nobody can be asked here; --yes runs it without asking")
+        self.errors.print(Panel(Text(clean(text)), border_style="magenta"))
+        self.errors.print(Text(question), end=" (y/N) ")
+        return input().strip().lower() in ("y", "yes")
+
+
+def shortened(text):
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]} ..."
+
+
+class Terminal(Screen):
+    """A Screen to type on. status: the line at the bottom, a function. completer: of prompt_toolkit. `busy`: whether a
+    reply is being made, which Ctrl-C then stops. `thoughts`: whether they stay on the screen. `markdown`: whether
+    answers are set as Markdown."""
+
+    def __init__(self, waiting, status, completer, history):
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+        super().__init__(waiting)
+        self.lines, self.answers, self.question = queue.SimpleQueue(), queue.SimpleQueue(), ""
+        self.live, self.busy, self.thoughts, self.markdown = ("final", ""), False, True, True
+        try:
+            history.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(history, os.O_CREAT | os.O_APPEND, 0o600))  # questions are nobody else's business
+            history = FileHistory(history)
+        except OSError:
+            history = InMemoryHistory()
+        self.session = PromptSession(
+            self._prompt, multiline=True, prompt_continuation="  ", bottom_toolbar=status, history=history,
+            completer=completer, complete_while_typing=False, reserve_space_for_menu=0, key_bindings=self._keys(),
+            refresh_interval=0.25, enable_open_in_editor=True, tempfile_suffix=".md",
+            erase_when_done=True)
+        self.session.default_buffer.accept_handler = self._accept
+
+    def __enter__(self):
+        from prompt_toolkit.patch_stdout import StdoutProxy
+
+        self.stack = ExitStack()
+        proxy = self.stack.enter_context(StdoutProxy(raw=True, sleep_between_writes=0.02))
+        self.stack.enter_context(redirect_stdout(proxy))
+        self.stack.enter_context(redirect_stderr(proxy))
+        self.thread = threading.Thread(target=self._type, daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        time.sleep(0.1)  # for what has been printed
+        with suppress(Exception):
+            self.session.app.loop.call_soon_threadsafe(self.session.app.exit)
+        self.thread.join(timeout=2)
+        self.stack.close()
+
+    def _type(self):
+        with suppress(EOFError):
+            self.session.prompt(handle_sigint=False)
+        self.lines.put(None)
+
+    def _keys(self):
+        """Enter sends, Alt-Enter begins a new line, and so does Enter after a backslash or within \"\"\"."""
+        from prompt_toolkit.filters import Condition
+        from prompt_toolkit.key_binding import KeyBindings
+
+        keys = KeyBindings()
+
+        @keys.add("enter")
+        def _(event):
+            buffer = event.current_buffer
+            if buffer.text.endswith("\\"):
+                buffer.delete_before_cursor()
+                buffer.insert_text("\n")
+            elif buffer.text.startswith('"""') and buffer.text.count('"""') == 1:
+                buffer.insert_text("\n")
+            else:
+                buffer.validate_and_handle()
+
+        @keys.add("escape", "enter")
+        def _(event):
+            event.current_buffer.insert_text("\n")
+
+        @keys.add("c-c")
+        def _(event):
+            if self.busy:
+                interrupt()
+            elif event.current_buffer.text:
+                event.current_buffer.reset()
+            else:
+                self.note("(Ctrl-D or /exit leaves)")
+
+        @keys.add("c-d", filter=Condition(lambda: not self.session.default_buffer.text))
+        def _(event):
+            self.lines.put(None)
+            if self.busy:
+                interrupt()
+
+        return keys
+
+    def _accept(self, buffer):
+        text = buffer.text.strip()
+        if self.question:
+            self.answers.put(text)
+            buffer.text = ""  # not to be kept in the history
+        elif text:
+            self.lines.put(text.removeprefix('"""').removesuffix('"""').strip())
+        return False  # the line is emptied
+
+    def _prompt(self):
+        """What stands before the cursor: the end of the message being written, and the sign to type."""
+        channel, text = self.live
+        size = self.session.app.output.get_size()
+        lines = [part for line in text.splitlines() for part in chop_cells(line, size.columns - 1) or [""]]
+        lines = lines[-max(3, size.rows - 8) :] if text else [self.waiting()] if self.busy else []
+        color = {"analysis": "ansibrightblack", "call": "ansimagenta", "commentary": "ansicyan"}.get(channel, "")
+        return [(color, f"{line}\n") for line in lines if line or text] + [("bold", self.question or "> ")]
+
+    def read(self):
+        """The next line that the user types. Raises EOFError when there is none."""
+        line = self.lines.get()
+        if line is None:
+            raise EOFError
+        self.console.print(Text(f"\n> {line}", style="bold"))
+        return line
+
+    def put(self, text):
+        """Gives the user this text to change."""
+        self.session.app.loop.call_soon_threadsafe(self.session.default_buffer.insert_text, text)
+
+    def show(self, pieces, history=()):
+        shown, text, call, count, began = None, "", "", 0, time.monotonic()
+        for channel, piece in chain(pieces, [("end", "")]):
+            if channel != shown or channel in ("note", "result"):
+                if shown == "call" and channel == "result":
+                    call = text
+                elif shown == "result":
+                    self._frame(call, text, history[-2].recipient)
+                elif shown:
+                    self._print(shown, text, count, time.monotonic() - began)
+                shown, text, count, began = channel, "", 0, time.monotonic()
+            text, count = text + clean(piece), count + 1
+            self.live = shown, text
+            self.session.app.invalidate()
+        self.live = "final", ""
+
+    def _print(self, channel, text, count, seconds):
+        """A message that is complete."""
+        if channel == "analysis" and not self.thoughts:
+            text = f"thought for {seconds:.0f} s, {count} tokens"
+        self.console.print()
+        if channel == "final" and self.markdown:
+            self.console.print(Markdown(text, hyperlinks=False), soft_wrap=False)  # an address is shown as it is
+        else:
+            self.console.print(Text(text), style=STYLES[channel])
+
+    def _frame(self, call, result, recipient):
+        body = Text.assemble((call, ""), "\n" + "─" * 8 + "\n", (shortened(result), "dim"))
+        self.console.print()
+        self.console.print(Panel(body, title=Text(clean(recipient)), title_align="left", border_style="magenta"),
+                           soft_wrap=False)
+
+    def confirm(self, text, question):
+        self.console.print(Panel(Text(clean(text)), border_style="magenta"), soft_wrap=False)
+        self.question = f"{question} (y/N) "
+        try:
+            return self.answers.get().lower() in ("y", "yes")
+        finally:
+            self.question = ""
+
+
+def interrupt():
+    """Ctrl-C for the main thread, from another one."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # so that it leaves a system call, too
+    else:
+        signal.raise_signal(signal.SIGINT)

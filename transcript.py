@@ -1,0 +1,159 @@
+"""A conversation as JSON: the messages in the form of OpenAI's Chat Completions, which most programs read and write.
+
+    history (harmony.Message)                      messages (JSON)
+    user                                           {"role": "user", "content": "What is 6 * 7?"}
+    assistant, analysis                            {"role": "assistant", "reasoning": "They want a product.",
+    assistant, commentary                           "content": "I'll compute that.",
+    assistant, commentary, to=functions.multiply    "tool_calls": [{"id": "call_1", "type": "function",
+                                                        "function": {"name": "multiply", "arguments": "{...}"}}]}
+    functions.multiply, to=assistant               {"role": "tool", "tool_call_id": "call_1", "content": "42"}
+    assistant, final                               {"role": "assistant", "content": "6 * 7 = 42"}
+
+A saved conversation is the body of such a request: {"reasoning_effort": "medium", "messages": [...]}. What was thought
+is under "reasoning", where the other servers of gpt-oss have it too. This file knows no engine and no model.
+Source: https://platform.openai.com/docs/api-reference/chat/create and OpenAI's guide "How to handle the raw chain of
+thought in gpt-oss".
+"""
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from checkpoint import expect
+from harmony import BROWSER, EFFORTS, PYTHON, Message
+
+PARTS = ("reasoning", "content", "tool_calls")  # of an assistant's message, in the order in which they are said
+LARGEST = 256 * 2**20  # bytes of a file that is read
+
+
+def to_openai(history):
+    """Messages of harmony.Message as a list of JSON objects."""
+    out, said, calls = [], None, 0
+    for message in history:
+        if message.role != "assistant":
+            out.append({"role": message.role, "content": message.content})
+            if message.role == "tool":
+                out[-1] = {"role": "tool", "tool_call_id": f"call_{calls}", "content": message.content}
+            said = None
+            continue
+        part = PARTS[2 if message.recipient else 0 if message.channel == "analysis" else 1]
+        if said is None or any(said.get(name) for name in PARTS[PARTS.index(part) :]):
+            said = {"role": "assistant", "content": None}
+            out.append(said)
+        if message.recipient:
+            calls += 1
+            said.pop("channel", None)  # what is said before a call is commentary: it goes without saying
+            function = {"name": message.recipient.removeprefix("functions."), "arguments": message.content}
+            said["tool_calls"] = [{"id": f"call_{calls}", "type": "function", "function": function}]
+        else:
+            said[part] = message.content
+            if message.channel == "commentary":
+                said["channel"] = "commentary"
+    return out
+
+
+def from_openai(messages, where="messages"):
+    """(instructions, history) of a list of JSON objects. Instructions, or None: what system and developer say.
+
+    Takes what other programs write too: texts in parts, "reasoning_content", arguments that are objects. Keys that it
+    does not know are ignored. Raises ValueError for what it cannot read, a sentence that begins with `where`."""
+    instructions, history, calls = [], [], {}
+    _expect(messages, list, where)
+    for n, message in enumerate(messages):
+        at = f"{where}[{n}]"
+        role = _expect(message, dict, at).get("role")
+        text = _text(message.get("content"), f"{at}.content")
+        if role in ("system", "developer"):
+            instructions.append(text)
+        elif role == "user":
+            history.append(Message("user", text))
+        elif role == "tool":
+            id = message.get("tool_call_id")
+            known = isinstance(id, str) and id in calls
+            expect(known, ValueError, f"{at}.tool_call_id", "the id of a call before it", repr(id)[:100])
+            name, channel = calls[id]
+            history.append(Message("tool", text, name=name, recipient="assistant", channel=channel))
+        else:
+            expect(role == "assistant", ValueError, f"{at}.role", "user, assistant, tool, developer or system",
+                   repr(role)[:100])
+            history += _assistant(message, text, calls, at)
+    return "\n\n".join(instructions) if instructions else None, history
+
+
+def _assistant(message, text, calls, at):
+    """The messages of one JSON object. Adds the calls to `calls`, as {id: (recipient, channel)}."""
+    thought = message.get("reasoning") or message.get("reasoning_content")
+    tool_calls = _expect(message.get("tool_calls") or [], list, f"{at}.tool_calls")
+    channel = "commentary" if tool_calls or message.get("channel") == "commentary" else "final"
+    said = [Message("assistant", _text(thought, f"{at}.reasoning"), channel="analysis")] if thought else []
+    said += [Message("assistant", text, channel=channel)] if text else []
+    for k, call in enumerate(tool_calls):
+        where = f"{at}.tool_calls[{k}]"
+        function = _expect(_expect(call, dict, where).get("function"), dict, f"{where}.function")
+        name = _expect(function.get("name"), str, f"{where}.function.name")
+        arguments = function.get("arguments")
+        arguments = json.dumps(arguments) if isinstance(arguments, dict) else arguments
+        arguments = _text(arguments, f"{where}.function.arguments")
+        builtin = name == PYTHON.name or name.startswith(f"{BROWSER.name}.")
+        recipient, channel = (name, "analysis") if builtin else (f"functions.{name}", "commentary")
+        calls[_expect(call.get("id"), str, f"{where}.id")] = recipient, channel
+        said.append(Message("assistant", arguments, channel=channel, recipient=recipient,
+                            content_type=None if builtin else "<|constrain|>json"))
+    return said
+
+
+def _text(content, where):
+    """A text, or the parts of one."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    for n, part in enumerate(_expect(content, list, where)):
+        readable = isinstance(part, dict) and isinstance(part.get("text"), str)
+        expect(readable, ValueError, f"{where}[{n}]", "a part with a text", repr(part)[:100])
+    return "".join(part["text"] for part in content)
+
+
+def _expect(value, kind, where):
+    names = {dict: "an object", list: "a list", str: "a text"}
+    expect(isinstance(value, kind), ValueError, where, names[kind], repr(value)[:100])
+    return value
+
+
+# ---- Files ----------------------------------------------------------------------------------------------------------
+
+def save(path, history, *, instructions=None, effort="medium"):
+    """Writes a conversation, whole or not at all. Raises OSError."""
+    path, messages = Path(path), to_openai(history)
+    if instructions is not None:
+        messages.insert(0, {"role": "developer", "content": instructions})
+    text = json.dumps({"reasoning_effort": effort, "messages": messages}, ensure_ascii=False, indent=2)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(beside, "xb") as file:
+            file.write(text.encode(errors="surrogatepass") + b"\n")
+            file.flush()
+            os.fsync(file.fileno())  # before the name changes: else a crash could leave an empty file under it
+        os.replace(beside, path)
+    finally:
+        with suppress(OSError):
+            beside.unlink()
+
+
+def load(path):
+    """(instructions, effort, history) of a saved conversation; effort is None where the file names none.
+
+    Also a list of messages alone. Raises ValueError, a sentence with the file, or OSError."""
+    path = Path(path)
+    expect(path.is_file(), ValueError, path, "a saved conversation", "no such file" if not path.exists() else "no file")
+    size = path.stat().st_size
+    expect(size <= LARGEST, ValueError, path, f"at most {LARGEST:,} bytes", f"{size:,}")
+    try:
+        body = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON, found {str(error)[:200]}") from None
+    body = {"messages": body} if isinstance(body, list) else _expect(body, dict, path)
+    effort = body.get("reasoning_effort")
+    expect(effort in (None, *EFFORTS), ValueError, f"{path}: reasoning_effort", f"one of {', '.join(EFFORTS)}",
+           repr(effort)[:100])
+    instructions, history = from_openai(body.get("messages"), f"{path}: messages")
+    return instructions, effort, history
