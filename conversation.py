@@ -220,9 +220,10 @@ class Conversation:
         """At most RESULT characters and a quarter of the context; of more, beginning and end."""
         text, limit = text.encode(errors="replace").decode(), RESULT
         while True:
-            short, left = text, len(text) - limit
-            if left > 0:
-                short = f"{text[: limit * 3 // 4]}\n[{left} characters left out]\n{text[len(text) - limit // 4 :]}"
+            short, head, tail = text, limit * 3 // 4, limit // 4
+            if len(text) > limit:
+                left = len(text) - head - tail
+                short = f"{text[:head]}\n[{left} characters left out]\n{text[len(text) - tail :]}"
             if len(self.tokenizer.encode(short)) <= max(self.engine.context // 4, 100):
                 return short
             limit = min(limit, len(text)) // 2
