@@ -38,7 +38,8 @@ def to_openai(history):
             said = None
             continue
         part = PARTS[2 if message.recipient else 0 if message.channel == "analysis" else 1]
-        if said is None or any(said.get(name) for name in PARTS[PARTS.index(part) :]):
+        answered = said and said["content"] and "channel" not in said
+        if said is None or answered or any(said.get(name) for name in PARTS[PARTS.index(part) :]):
             said = {"role": "assistant", "content": None}
             out.append(said)
         if message.recipient:

@@ -1,4 +1,4 @@
-"""The loop of calls and results, with scripted engines: what the model is told, what is shown, what is kept and read."""
+"""The loop of calls and results, with scripted engines: what the model is told, what is shown, kept and read."""
 
 import re
 from contextlib import closing
@@ -77,10 +77,10 @@ def test_every_header_that_calls(tokenizer, header, channel, kind, end):
 
 def test_the_thoughts_last_as_long_as_the_turn(tokenizer):
     python = Tool(PYTHON, lambda recipient, content: "42\n")
-    engine = Scripted(tokenizer, "[channel]analysis[message]A.[end][start]assistant to=python[channel]analysis code"
-                      "[message]6 * 7[call]", "[channel]analysis[message]B.[end][start]assistant[channel]commentary"
-                      "[message]I add.[end][start]assistant to=functions.add[channel]commentary [constrain]json[message]{}"
-                      "[call]", SO, SO)
+    first = "[channel]analysis[message]A.[end][start]assistant to=python[channel]analysis code[message]6 * 7[call]"
+    second = ("[channel]analysis[message]B.[end][start]assistant[channel]commentary[message]I add.[end][start]assistant"
+              " to=functions.add[channel]commentary [constrain]json[message]{}[call]")
+    engine = Scripted(tokenizer, first, second, SO, SO)
     add = Tool()
     chat = Conversation(engine, tokenizer, tools=[python, add])
     said = ask(chat, "One?")
@@ -105,7 +105,8 @@ def test_the_model_is_shown_its_tools(tokenizer):
     system, developer = text.split("<|start|>")[1:3]
     assert "## browser" in system and "## python" in system and "'functions'" in system
     assert "# Instructions\n\nBe brief.\n\n# Tools\n\n## functions" in developer
-    assert "type add = " in developer and "type multiply = " in developer and developer.count("namespace functions") == 2
+    assert "type add = " in developer and "type multiply = " in developer
+    assert developer.count("namespace functions") == 2  # where it begins and where it ends
 
 
 def a_million(recipient, content):
