@@ -174,8 +174,9 @@ class Chat:
         self.screen.note("   ".join(f"{name} {value}" for name, value in self.sampling.items()) or "(nothing is set)")
 
     def do_reset(self, argument):
-        """   forget the conversation (also /clear)"""
+        """   forget the conversation, and files that wait to be sent (also /clear)"""
         self.conversation.history.clear()
+        self.reading.clear()
         self.meter.used = 0
         self.screen.note("The conversation is forgotten.")
 
@@ -308,11 +309,11 @@ def raw(pieces, meter, tokenizer):
     """What the model has read and written, tokens as they are, and the notes."""
     for channel, text in pieces:
         if unseen := meter.unseen():
-            yield "analysis", tokenizer.decode(unseen)
+            yield "raw", tokenizer.decode(unseen)
         if channel == "note":
             yield channel, text
     if unseen := meter.unseen():
-        yield "analysis", tokenizer.decode(unseen)
+        yield "raw", tokenizer.decode(unseen)
 
 
 def answer_in_json(chat, text):
@@ -437,6 +438,7 @@ def run(args, screen, stack):
     else:
         chat.screen = stack.enter_context(
             Terminal(lambda: chat.meter.waiting(), chat.status, completer(chat), STATE / "history"))
+        chat.screen.markdown = args.schema is None
         chat.screen.note("Type a question, or /help. The model thinks as hard as you say: /effort low, medium or high.")
         chat.converse(chat.screen.read)
 
@@ -488,13 +490,25 @@ def offer_tools(chat, args, stack):
 
 
 def completer(chat):
-    """What Tab completes: commands and what may follow them."""
-    from prompt_toolkit.completion import NestedCompleter, PathCompleter
+    """What Tab completes: commands, and what may follow them."""
+    from prompt_toolkit.completion import Completer, Completion, PathCompleter
+    from prompt_toolkit.document import Document
 
-    follow = {"effort": set(EFFORTS), "set": set(SAMPLING), "analysis": {"show", "hide"}, "system": {"off"},
-              "save": PathCompleter(), "load": PathCompleter(), "read": PathCompleter()}
-    names = [name.removeprefix("do_") for name in dir(chat) if name.startswith("do_")]
-    return NestedCompleter.from_nested_dict({f"/{name}": follow.get(name) for name in [*names, "exit"]})
+    choices = {"effort": EFFORTS, "set": SAMPLING, "analysis": ("show", "hide"), "system": ("off",)}
+    names = ["exit", *(name.removeprefix("do_") for name in dir(chat) if name.startswith("do_"))]
+
+    class Commands(Completer):
+        def get_completions(self, document, event):
+            name, space, rest = document.text_before_cursor.removeprefix("/").partition(" ")
+            if not document.text.startswith("/"):
+                return
+            if space and name in ("save", "load", "read"):
+                yield from PathCompleter(expanduser=True).get_completions(Document(rest), event)
+            for word in choices.get(name, ()) if space else names:
+                if word.startswith(rest if space else name):
+                    yield Completion(word, -len(rest if space else name))
+
+    return Commands()
 
 
 if __name__ == "__main__":

@@ -81,18 +81,10 @@ class Conversation:
     def __init__(self, engine, tokenizer, *, effort="medium", instructions=None, tools=(), schema=None, date=None):
         self.engine, self.tokenizer, self.history = engine, tokenizer, []
         self.effort, self.instructions, self.date = effort, instructions, date
-        self.tools, self.schema = tuple(tools), schema
-
-    @property
-    def schema(self):
-        return self._schema
-
-    @schema.setter
-    def schema(self, schema):
-        self._answer = None if schema is None else Grammar(schema)
-        held = self._answer is None or getattr(self.engine, "processes_logits", True)
+        self.tools, self.schema = tools, schema
+        self.grammar = None if schema is None else Grammar(schema)
+        held = self.grammar is None or getattr(engine, "processes_logits", True)
         expect(held, GrammarError, "schema", "an engine of this machine", "a server, which chooses tokens by itself")
-        self._schema = schema
 
     @property
     def messages(self):
@@ -140,8 +132,8 @@ class Conversation:
             arguments = {f"functions.{function.name}": grammar
                          for tool in self.tools if tool.namespace.name == "functions"
                          for function in tool.namespace.functions if (grammar := grammar_of(function.parameters))}
-            if self._answer or arguments:
-                sampling["logits_processor"] = Constraint(self.tokenizer, self._answer, arguments, **sampling)
+            if self.grammar or arguments:
+                sampling["logits_processor"] = Constraint(self.tokenizer, self.grammar, arguments, **sampling)
         return self.engine.generate(ids, **sampling)
 
     def _turn(self, ids, reply, sampling):

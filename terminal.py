@@ -30,7 +30,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 STYLES = {"analysis": "dim", "commentary": "cyan", "call": "magenta", "result": "dim", "final": "bold",
-          "note": "yellow"}
+          "note": "yellow", "raw": ""}
 SHOWN = 2000  # characters of a tool's result on the screen; the model is told all
 
 
@@ -46,6 +46,7 @@ class Screen:
         self.console = Console(highlight=False, soft_wrap=True)  # the terminal breaks lines, so copies have none
         self.errors = Console(stderr=True, highlight=False, soft_wrap=True)
         self.terminal, self.waiting = sys.stdout.isatty(), waiting
+        self.busy, self.thoughts, self.markdown = False, True, True  # see Terminal
 
     def show(self, pieces, history=()):
         """Prints pieces (channel, text), each as soon as it is there. history: the conversation's."""
@@ -65,7 +66,9 @@ class Screen:
             if channel != shown:
                 self.console.print("" if shown is None else "\n")
             shown = channel
-            self.console.print(Text(shortened(clean(text))), style=STYLES[channel], end="")
+            if channel == "result":
+                text = f"[{history[-2].recipient}] {shortened(text)}"
+            self.console.print(Text(clean(text)), style=STYLES[channel], end="")
         if shown is not None:
             self.console.print("\n" if self.terminal else "")
 
@@ -75,8 +78,8 @@ class Screen:
         live = []
 
         def begin():
-            live.append(Live(get_renderable=lambda: Text(self.waiting(), style="dim"), console=self.errors, transient=True,
-                             redirect_stdout=False, redirect_stderr=False))
+            live.append(Live(get_renderable=lambda: Text(self.waiting(), style="dim"), console=self.errors,
+                             transient=True, redirect_stdout=False, redirect_stderr=False))
             live[0].start()
 
         timer = threading.Timer(1, begin)
@@ -110,7 +113,7 @@ def shortened(text):
 class Terminal(Screen):
     """A Screen to type on. status: the line at the bottom, a function. completer: of prompt_toolkit. `busy`: whether a
     reply is being made, which Ctrl-C then stops. `thoughts`: whether they stay on the screen. `markdown`: whether
-    answers are set as Markdown."""
+    answers are Markdown."""
 
     def __init__(self, waiting, status, completer, history):
         from prompt_toolkit import PromptSession
@@ -118,7 +121,7 @@ class Terminal(Screen):
 
         super().__init__(waiting)
         self.lines, self.answers, self.question = queue.SimpleQueue(), queue.SimpleQueue(), ""
-        self.live, self.busy, self.thoughts, self.markdown = ("final", ""), False, True, True
+        self.live = "final", ""  # channel and text of the message that is being written
         try:
             history.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(history, os.O_CREAT | os.O_APPEND, 0o600))  # questions are nobody else's business
@@ -225,7 +228,7 @@ class Terminal(Screen):
         self.session.app.loop.call_soon_threadsafe(self.session.default_buffer.insert_text, text)
 
     def show(self, pieces, history=()):
-        shown, text, call, count, began = None, "", "", 0, time.monotonic()
+        shown, text, call, count, drawn, began = None, "", "", 0, 0.0, time.monotonic()
         for channel, piece in chain(pieces, [("end", "")]):
             if channel != shown or channel in ("note", "result"):
                 if shown == "call" and channel == "result":
@@ -237,7 +240,9 @@ class Terminal(Screen):
                 shown, text, count, began = channel, "", 0, time.monotonic()
             text, count = text + clean(piece), count + 1
             self.live = shown, text
-            self.session.app.invalidate()
+            if time.monotonic() - drawn > 0.05:  # to draw takes longer than a small model takes for a token
+                self.session.app.invalidate()
+                drawn = time.monotonic()
         self.live = "final", ""
 
     def _print(self, channel, text, count, seconds):

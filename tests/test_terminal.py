@@ -1,0 +1,174 @@
+"""The chat as a person has it: the real program in a terminal, with the bundled model, its calculator, and servers."""
+
+import json
+import re
+import shutil
+
+import pytest
+from conftest import ROOT
+from person import Person
+
+QUESTION, ANSWER = "What is 12 + 30?", r"12 \+ 30 = 42"
+READY = r"Type a question, or /help.*effort \w+   context"
+CALCULATOR = '''
+import time
+
+def calculator(expression: str) -> str:
+    """Computes an expression."""
+    time.sleep({seconds})
+    return str(eval(expression, {{"__builtins__": {{}}}}))
+'''
+
+
+@pytest.fixture
+def person(tmp_path):
+    """Starts `python chat.py` with these arguments, and ends it with the test."""
+    people = []
+
+    def start(*arguments, **options):
+        people.append(Person("chat.py", "--temperature", "0", *arguments, XDG_STATE_HOME=str(tmp_path), **options))
+        people[-1].sees(READY)
+        return people[-1]
+
+    yield start
+    for one in people:
+        one.__exit__()
+
+
+@pytest.fixture
+def patient(tmp_path):
+    """The bundled model with a context of 131,072 tokens: long enough for something to take long."""
+    shutil.copytree(ROOT / "nano", tmp_path / "patient")
+    config = json.loads((tmp_path / "patient" / "config.json").read_text())
+    (tmp_path / "patient" / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 131072}))
+    return tmp_path / "patient"
+
+
+def test_a_chat(person):
+    """Thoughts are dim, or one line; effort, undo and retry; a name for what is no command."""
+    one = person()
+    one.types(f"{QUESTION}\r")
+    one.sees(rf"^> {re.escape(QUESTION)}\n\n12\+30: .*\n\n{ANSWER}\n")
+    assert re.search(rb"\x1b\[2m12\+30", one.raw)
+    one.sees(r"nano   effort medium   context 1\d\d of 4,096   [\d.]+ tokens/s")
+    one.types("/analysis hide\r/effort high\r/retry\r")
+    one.sees(rf"^> /retry\n\nthought for \d+ s, \d+ tokens\n\n{ANSWER}\n")
+    one.sees("nano   effort high   context")
+    one.types("/undo\r/undo\r/effort huge\r/nonsense\r/help\r")
+    one.sees(r"Taken back: What is 12 \+ 30\?")
+    one.sees("There is nothing to take back")
+    one.sees("/effort: expected low, medium, high, found 'huge'")
+    one.sees("/nonsense: no such command")
+    one.sees(r"^/undo +take back the last question and its answer\n")
+    one.types("/bye\r")
+    one.leaves()
+
+
+def test_typing_goes_on_while_the_model_writes(person, patient, tmp_path):
+    """What is typed meanwhile is shown at once, and Ctrl-C keeps it. The reply goes on for ever: of a schema that asks
+    for a million ones no other can be."""
+    (tmp_path / "ones.json").write_text('{"type": "array", "items": {"const": 1}, "minItems": 1000000}')
+    one = person("--model", str(patient), "--schema", str(tmp_path / "ones.json"))
+    one.types("Hi\r")
+    one.sees(r"^the reply repeats itself\n.*context \d,\d\d\d of")
+    one.types("typed ahead")
+    one.sees("^> typed ahead$")
+    before = one.sees(r"context (\d+,\d+) of")[1]
+    one.sees(rf"context (?!{before}).* of")  # it writes on
+    one.types("\x03")
+    one.sees(r"^\(stopped\)\n")
+    one.sees("^> typed ahead$")
+    one.types("\x03")  # now it empties the line
+    one.types("/undo\r")
+    one.sees("Taken back: Hi")
+    one.types("\x04")
+    one.leaves()
+
+
+def test_ctrl_c_stops_the_reading_of_a_long_prompt(person, patient, tmp_path):
+    (tmp_path / "long.txt").write_text("a b c d e f g " * 8000)
+    one = person("--model", str(patient))
+    one.types(f"/read {tmp_path}/long.txt\r{QUESTION}\r")
+    one.sees(r"long.txt: 56,001 tokens, which go with the next question")
+    one.sees(r"reading \d\d,\d\d\d tokens  [\u2588\u2591]{20}  \d+%, \d+ s left")
+    one.types("\x03")
+    one.sees(r"^\(stopped\)\n")
+    one.types(f"/undo\r{QUESTION}\r")
+    one.sees(ANSWER)
+
+
+def test_ctrl_c_stops_a_tool(person, tmp_path):
+    (tmp_path / "slow.py").write_text(CALCULATOR.format(seconds=600))
+    (tmp_path / "fast.py").write_text(CALCULATOR.format(seconds=0))
+    one = person("--tools", str(tmp_path / "slow.py"))
+    one.types("What is 23 * 41?\r")
+    one.sees(r'"expression": ?"23\*41"')
+    one.types("\x03")
+    one.sees(r"^\(stopped\)\n")
+    one.types(f"/save {tmp_path}/talk.json\r/exit\r")
+    one.leaves()
+    saved = json.loads((tmp_path / "talk.json").read_text())["messages"]
+    assert saved[-1] == {"role": "tool", "tool_call_id": "call_1", "content": "The user interrupted this call."}
+    two = person("--tools", str(tmp_path / "fast.py"), "--load", str(tmp_path / "talk.json"))
+    two.types("/retry\r")
+    two.sees(r"functions\.calculator.*23\*41.*943.*23 . 41 = 943\n")
+
+
+def test_save_and_load(person, tmp_path):
+    one = person("--system", "Be brief.", "--effort", "high")
+    one.types(f"{QUESTION}\r/save {tmp_path}/talk.json\r/load {tmp_path}/none.json\r/exit\r")
+    one.leaves()
+    assert "none.json: expected a saved conversation, found no such file" in one.paper
+    saved = json.loads((tmp_path / "talk.json").read_text())
+    assert saved["reasoning_effort"] == "high"
+    assert [message["role"] for message in saved["messages"]] == ["developer", "user", "assistant"]
+    assert saved["messages"][2]["content"] == "12 + 30 = 42" and "12+30" in saved["messages"][2]["reasoning"]
+    two = person()
+    two.types(f"/load {tmp_path}/talk.json\r/system\r/undo\r")
+    two.sees("talk.json: 1 question and the answers, effort high")
+    two.sees("system: Be brief.")
+    two.sees(r"Taken back: What is 12 \+ 30\?")
+
+
+def test_several_lines(person):
+    """A backslash, three quotes and a paste make one question of several lines. Tab completes."""
+    one = person()
+    keys = ("What is\\\r12 + 30?\r", '"""\rWhat is\r12 + 30?"""\r', "\x1b[200~What is\n12 + 30?\x1b[201~\r")
+    for n, keys in enumerate(keys, 1):
+        one.types(f"{keys}/reset\r")
+        one.sees(rf"(^> What is\n12 \+ 30\?\n\n.*{ANSWER}\n.*The conversation is forgotten.*){{{n}}}")
+    one.types("/effo\t")
+    one.sees("^> /effort")
+    one.types(" low\r")
+    one.sees("nano   effort low   context")
+
+
+def test_nothing_that_is_said_moves_the_cursor(person, tmp_path):
+    """Neither a tool's result nor a file's name."""
+    (tmp_path / "evil.py").write_text('def calculator(expression: str) -> str:\n    """Computes an expression."""\n'
+                                      '    return "\\x1b]0;evil\\x07\\x1b[31mred\\x9b2J\\r943"\n')
+    one = person("--tools", str(tmp_path / "evil.py"))
+    one.types("What is 23 * 41?\r")
+    one.sees(r"\]0;evil\[31mred2J943")
+    assert b"]0;evil\x07" not in one.raw and b"\x1b[31m" not in one.raw and b"\xc2\x9b" not in one.raw
+
+
+def test_the_context_fills_and_that_is_said(person, tmp_path):
+    (tmp_path / "long.txt").write_text("a b c d " * 900)
+    (tmp_path / "longer.txt").write_text("a b c d " * 9000)
+    one = person("--max-tokens", "50")
+    one.types(f"/read {tmp_path}/long.txt\r{QUESTION}\r")
+    one.sees(r"the context is [89]\d% full; when it is full no more can be said: /undo takes back the last question")
+    one.types(f"/read {tmp_path}/longer.txt\r{QUESTION}\r")
+    one.sees(r"at most 4096, the context, found \d+ with the cache; /undo or /reset makes room")
+    one.types(f"/reset\r{QUESTION}\r")
+    one.sees(ANSWER)
+
+
+def test_answers_in_json(person, tmp_path):
+    schema = {"type": "object", "properties": {"answer": {"type": "integer"}}, "required": ["answer"],
+              "additionalProperties": False}
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    one = person("--schema", str(tmp_path / "schema.json"), "--max-tokens", "200")
+    one.types(f"{QUESTION}\r")
+    one.sees(r'^\{"answer": *-?\d+\}\n')
