@@ -96,6 +96,13 @@ class Chat:
     def meter(self):
         return self.conversation.engine
 
+    def words(self):
+        """{command: what may follow it}, for Tab; Path: a file."""
+        follow = {"effort": EFFORTS, "set": SAMPLING, "analysis": ("show", "hide"), "system": ("off",), "save": Path,
+                  "load": Path, "read": Path}
+        names = [name.removeprefix("do_") for name in dir(self) if name.startswith("do_")]
+        return {name: follow.get(name, ()) for name in [*names, "exit"]}
+
     def status(self):
         rate = f"   {self.meter.rate:.1f} tokens/s" if self.meter.generated > 1 else ""
         return (f"{self.name}   effort {self.conversation.effort}   context {self.meter.used:,} of "
@@ -264,9 +271,9 @@ class Chat:
 
     def do_help(self, argument):
         """   this text"""
-        for name in sorted(name for name in dir(self) if name.startswith("do_")):
-            argument, _, text = getattr(self, name).__doc__.partition("   ")
-            self.screen.note(f"/{name.removeprefix('do_')} {argument:<{28 - len(name)}} {text}")
+        for name in [name for name in self.words() if name != "exit"]:
+            argument, _, text = getattr(self, f"do_{name}").__doc__.partition("   ")
+            self.screen.note(f"/{name} {argument:<{25 - len(name)}} {text}")
         self.screen.note("/exit                       leave (also /bye, Ctrl-D)\n"
                          "Ctrl-C stops a reply and keeps what was said. Alt-Enter begins a new line, and so does a\n"
                          'backslash before Enter. """ opens and closes a text of several lines.')
@@ -436,8 +443,7 @@ def run(args, screen, stack):
         chat.answer = answer
         chat.converse(lambda: input().strip())
     else:
-        chat.screen = stack.enter_context(
-            Terminal(lambda: chat.meter.waiting(), chat.status, completer(chat), STATE / "history"))
+        chat.screen = stack.enter_context(Terminal(screen.waiting, chat.status, chat.words(), STATE / "history"))
         chat.screen.markdown = args.schema is None
         chat.screen.note("Type a question, or /help. The model thinks as hard as you say: /effort low, medium or high.")
         chat.converse(chat.screen.read)
@@ -487,28 +493,6 @@ def offer_tools(chat, args, stack):
     for tool in offered:
         stack.callback(tool.close)
     chat.conversation.tools = tuple(offered)
-
-
-def completer(chat):
-    """What Tab completes: commands, and what may follow them."""
-    from prompt_toolkit.completion import Completer, Completion, PathCompleter
-    from prompt_toolkit.document import Document
-
-    choices = {"effort": EFFORTS, "set": SAMPLING, "analysis": ("show", "hide"), "system": ("off",)}
-    names = ["exit", *(name.removeprefix("do_") for name in dir(chat) if name.startswith("do_"))]
-
-    class Commands(Completer):
-        def get_completions(self, document, event):
-            name, space, rest = document.text_before_cursor.removeprefix("/").partition(" ")
-            if not document.text.startswith("/"):
-                return
-            if space and name in ("save", "load", "read"):
-                yield from PathCompleter(expanduser=True).get_completions(Document(rest), event)
-            for word in choices.get(name, ()) if space else names:
-                if word.startswith(rest if space else name):
-                    yield Completion(word, -len(rest if space else name))
-
-    return Commands()
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import threading
 import time
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from itertools import chain
+from pathlib import Path
 
 from rich.cells import chop_cells
 from rich.console import Console
@@ -111,11 +112,12 @@ def shortened(text):
 
 
 class Terminal(Screen):
-    """A Screen to type on. status: the line at the bottom, a function. completer: of prompt_toolkit. `busy`: whether a
+    """A Screen to type on. status: the line at the bottom, a function. words: {command: what may follow it}, which Tab
+    completes; Path stands for files. history: the file that keeps what was typed. `busy`: whether a
     reply is being made, which Ctrl-C then stops. `thoughts`: whether they stay on the screen. `markdown`: whether
     answers are Markdown."""
 
-    def __init__(self, waiting, status, completer, history):
+    def __init__(self, waiting, status, words, history):
         from prompt_toolkit import PromptSession
         from prompt_toolkit.history import FileHistory, InMemoryHistory
 
@@ -130,7 +132,7 @@ class Terminal(Screen):
             history = InMemoryHistory()
         self.session = PromptSession(
             self._prompt, multiline=True, prompt_continuation="  ", bottom_toolbar=status, history=history,
-            completer=completer, complete_while_typing=False, reserve_space_for_menu=0, key_bindings=self._keys(),
+            completer=completer(words), complete_while_typing=False, reserve_space_for_menu=0, key_bindings=self._keys(),
             refresh_interval=0.25, enable_open_in_editor=True, tempfile_suffix=".md",
             erase_when_done=True)
         self.session.default_buffer.accept_handler = self._accept
@@ -276,3 +278,24 @@ def interrupt():
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # so that it leaves a system call, too
     else:
         signal.raise_signal(signal.SIGINT)
+
+
+def completer(words):
+    """What Tab completes: commands, and what may follow them."""
+    from prompt_toolkit.completion import Completer, Completion, PathCompleter
+    from prompt_toolkit.document import Document
+
+    class Commands(Completer):
+        def get_completions(self, document, event):
+            name, space, rest = document.text_before_cursor.removeprefix("/").partition(" ")
+            if not document.text.startswith("/"):
+                return
+            follow = words.get(name, ()) if space else words
+            if follow is Path:
+                yield from PathCompleter(expanduser=True).get_completions(Document(rest), event)
+                return
+            for word in follow:
+                if word.startswith(rest if space else name):
+                    yield Completion(word, -len(rest if space else name))
+
+    return Commands()
