@@ -54,18 +54,22 @@ class ApplyPatch:
     def changes(self, patch):
         """{path: the text that the file is to have, or None: it is to go}."""
         lines, changed = patch.replace("\r\n", "\n").strip().split("\n"), {}
-        for n, mark in ((0, "*** Begin Patch"), (-1, "*** End Patch")):
-            expect(lines[n].strip() == mark, ValueError, "patch", f"{mark} as its {'last' if n else 'first'} line", lines[n])
+        expect(lines[0].strip() == "*** Begin Patch", ValueError, "patch, first line", "*** Begin Patch", lines[0])
+        expect(lines[-1].strip() == "*** End Patch", ValueError, "patch, last line", "*** End Patch", lines[-1])
         starts = [n for n, line in enumerate(lines) if SECTION.fullmatch(line)]
-        expect(starts[:1] == [1], ValueError, "patch", "*** Add, Delete or Update File: PATH in its second line", lines[1])
+        expect(starts[:1] == [1], ValueError, "patch, second line", "*** Add, Delete or Update File: PATH", lines[1])
         for start, stop in zip(starts, [*starts[1:], -1], strict=True):
             kind, name = SECTION.fullmatch(lines[start]).groups()
-            body = "\n".join(lines[start + 1 : stop]).rstrip("\n").split("\n")
+            body = lines[start + 1 : stop]
+            while body and not body[-1]:  # an empty line between sections
+                body.pop()
             path, text = self.look(name, changed, kind != "Add")
             changed[path] = None
-            if kind == "Update" and body[0].startswith(MOVE):
+            if kind == "Update" and body and body[0].startswith(MOVE):
                 path, _ = self.look(body.pop(0).removeprefix(MOVE).rstrip(), changed, False)
-            if kind != "Delete":
+            if kind == "Delete":
+                expect(not body, ValueError, name, "nothing after *** Delete File", body[:1])
+            else:
                 changed[path] = updated(text or "", body, name)
         files = {path for path, text in changed.items() if text is not None}
         expect(not any(files & {*path.parents} for path in files), ValueError, "patch", "files", "a file in a file")

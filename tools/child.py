@@ -29,34 +29,31 @@ LIMITS = {"RLIMIT_AS": 2 << 30, "RLIMIT_FSIZE": 256 << 20,  # bytes: of memory f
           "RLIMIT_NOFILE": 256, "RLIMIT_NPROC": 1024}  # processes and threads of this user; root has no such limit
 
 
-def main(kind, *arguments):
+def main():
     """Answers requests until there are no more."""
+    kind, *arguments = sys.argv[1:]
+    del sys.argv[1:]
     requests, replies, shown = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w"), os.dup(2)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
     answer = {"python": python, "functions": functions}[kind](*arguments)
     known, own = dict(vars(builtins)), os.getpid()
     for line in requests:
-        vars(builtins).update(known)  # the code may have changed what this file needs, and closed or redirected that
-        os.dup2(shown, 1)
-        os.dup2(shown, 2)
+        vars(builtins).update(known)  # the code before may have changed this, and closed or redirected the rest
+        for n, pipe in enumerate((nothing, shown, shown)):
+            os.dup2(pipe, n)
+        sys.stdin = open(0, encoding="utf-8", closefd=False)
         sys.stdout = sys.stderr = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
         request = json.loads(line)
-        reply = answer(request)
+        result, reply = answer(request)
         with suppress(Exception):
             sys.stdout.flush()
-        if os.getpid() != own:  # a copy that the code made by os.fork, which has come to its end
+        if os.getpid() != own:  # a copy that the code made by os.fork, and that has come to its end
             os._exit(0)
+        result = memoryview(result.encode(errors="backslashreplace"))
+        while result:
+            result = result[os.write(shown, result) :]
         replies.write(json.dumps({**reply, "id": request["id"]}) + "\n")
         replies.flush()
-
-
-def show(text):
-    """Shows text, even if the code has closed or replaced sys.stdout."""
-    with suppress(Exception):
-        sys.stdout.flush()
-    data = memoryview(text.encode(errors="backslashreplace"))
-    while data:
-        data = data[os.write(2, data) :]
 
 
 # ---- Python ---------------------------------------------------------------------------------------------------------
@@ -76,8 +73,8 @@ def python():
             frame = error.__traceback__
             while frame and not frame.tb_frame.f_code.co_filename.startswith("<code "):  # of this file, and of ast.py
                 frame = frame.tb_next
-            show("".join(traceback.format_exception(type(error), error, frame)))
-        return {}
+            return "".join(traceback.format_exception(type(error), error, frame)), {}
+        return "", {}
 
     return answer
 
@@ -115,14 +112,14 @@ def functions(path):
     def answer(request):
         try:
             if not found:
-                found.update(load(path))
-                described[:] = [describe(function, path) for function in found.values()]
+                loaded = load(path)
+                described[:] = [describe(function, path) for function in loaded.values()]
+                found.update(loaded)
             if "name" not in request:
-                return {"functions": described}
-            show(call(found[request["name"]], arguments_in(request["content"]), path))
-            return {}
+                return "", {"functions": described}
+            return call(found[request["name"]], arguments_in(request["content"]), path), {}
         except Refused as reason:
-            return {"error": str(reason)}
+            return "", {"error": str(reason)}
 
     return answer
 
@@ -244,4 +241,4 @@ def sentence(error, path):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()
