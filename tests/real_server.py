@@ -74,7 +74,7 @@ def server(command, port, log):
 
 
 def report(name, good):
-    print(f"{'same ' if good else 'OTHER'}  {name}", flush=True)
+    print(f"{'ok   ' if good else 'WRONG'}  {name}", flush=True)
     return good
 
 
@@ -151,7 +151,7 @@ def main():
                 results += compare(url, tokenizer)
             with server([*command, *more, "--grammar", f'root ::= "{WAVE * 5}"'], args.port, log):
                 results += characters_in_pieces(url, tokenizer)
-    print(f"{sum(results)} of {len(results)} the same")
+    print(f"{sum(results)} of {len(results)} as expected")
     return int(not all(results))
 
 
