@@ -69,6 +69,9 @@ def server(command, port, log):
                 except EngineError:  # not yet
                     continue
             yield
+        except EngineError as error:
+            last = Path(log).read_text(errors="replace")[-2000:]
+            raise SystemExit(f"{error}\nThe server said last:\n{last}") from None
         finally:
             process.terminate()
 
