@@ -11,6 +11,7 @@ server is a small install: test_remote.py replays what the two were seen to send
 import argparse
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -139,6 +140,8 @@ def main():
     parser.add_argument("command", help="llama-server or vllm, or a path to either")
     parser.add_argument("--port", type=int, default=8123)
     args, more = parser.parse_known_args()
+    if shutil.which(args.command) is None:
+        parser.error(f"COMMAND: expected a program, on the PATH or by its path, found {args.command}")
     tokenizer, results, url = tokenizers.load(NANO), [], f"http://127.0.0.1:{args.port}"
     there = ["--host", "127.0.0.1", "--port", str(args.port), "--api-key", KEY]
     with tempfile.TemporaryDirectory() as folder:
