@@ -27,6 +27,7 @@ import re
 from dataclasses import replace
 from datetime import date as today
 from functools import lru_cache
+from itertools import product
 from os.path import commonprefix
 
 import numpy as np
@@ -129,10 +130,14 @@ class Conversation:
 
     def _generate(self, ids, **sampling):
         if getattr(self.engine, "processes_logits", True):
-            arguments = {f"functions.{function.name}": grammar
-                         for tool in self.tools if tool.namespace.name == "functions"
-                         for function in tool.namespace.functions if (grammar := grammar_of(function.parameters))}
-            if self.grammar or arguments:
+            arguments = {}
+            for space in (tool.namespace for tool in self.tools):
+                for function in space.functions:
+                    held = function.parameters is not None and space.name == "functions"
+                    arguments[f"{space.name}.{function.name}"] = grammar_of(function.parameters) if held else None
+                if not space.functions:
+                    arguments[space.name] = None
+            if self.grammar or any(arguments.values()):
                 sampling["logits_processor"] = Constraint(self.tokenizer, self.grammar, arguments, **sampling)
         return self.engine.generate(ids, **sampling)
 
@@ -229,17 +234,17 @@ def response_format(schema):
                        [f"// {schema['description']}\n{text}" if "description" in schema else text])
 
 
+def grammar_of(parameters):
+    """The grammar of a function's arguments; None if it cannot be held: then it is the function that looks at them."""
+    return _grammar(json.dumps(parameters))
+
+
 @lru_cache(maxsize=64)
 def _grammar(schema):
     try:
         return Grammar(json.loads(schema))
     except GrammarError:
         return None
-
-
-def grammar_of(parameters):
-    """The grammar of a function's arguments; None where there is none: it is the function that looks at them then."""
-    return None if parameters is None else _grammar(json.dumps(parameters))
 
 
 def goes_round(ids, longest=64, least=96):
@@ -349,10 +354,10 @@ class Reader:
 
 class Constraint:
     """A logits_processor by which answers keep to the grammar `answer`, and the arguments of a function to its grammar
-    in `arguments`. The other parameters are those of gptoss.generate.
+    in `arguments`, {recipient: grammar or None}. The other parameters are those of gptoss.generate.
 
-    Thoughts are free: the model reasons as it was trained to. But with an `answer` every message must name its channel,
-    and only a complete answer ends the turn.
+    Thoughts are free: the model reasons as it was trained to. But with an `answer` it has to write whole headers, with
+    a channel and no recipient but those in `arguments`, and only a complete answer ends the turn.
 
     Of 200,000 ids hardly any need to be asked about. The largest of logits plus Gumbel noise is a draw from their
     softmax (the Gumbel-max trick, arXiv 2110.01515). So the first id in that order that the grammar takes is a draw
@@ -363,28 +368,34 @@ class Constraint:
         self.temperature, self.filters = temperature, (top_k, top_p, min_p)
         self.rng, self.reader, self.count = np.random.default_rng(seed), Reader(tokenizer), 0
         self.grammar = self.state = None  # of the content being written, if it is held to one
+        self.headers = [f"<|channel|>{channel}" for channel in CHANNELS] + ["<|channel|>final <|constrain|>json"]
+        for recipient, channel, kind in product(arguments, CHANNELS[:2], ("", " json", " <|constrain|>json", " code")):
+            self.headers += [f" to={recipient}<|channel|>{channel}{kind}", f"<|channel|>{channel} to={recipient}{kind}"]
 
     def __call__(self, ids, logits):
         for id in ids[self.count :]:
             self._follow(id)
         self.count = len(ids)
-        header, special = self.reader.header, self.tokenizer.special_tokens
+        reader, special = self.reader, self.tokenizer.special_tokens
         if self.grammar:
-            stop = "<|call|>" if self.reader.message.recipient else "<|return|>"
+            stop = special["<|call|>" if reader.message.recipient else "<|return|>"]
             return self._hold(logits, lambda data: self.grammar.advance(self.state, data) is not None,
-                              [special[stop]] if self.grammar.complete(self.state) else [])
+                              [stop] if self.grammar.complete(self.state) else [])
         if self.answer is None:
             return logits
-        if self.reader.started and self.reader.message is None and len(header) < len(b"assistant"):
-            return self._hold(logits, lambda data: (header + data)[:9] == b"assistant"[: len(header + data)], [])
-        if self.reader.message is None:
-            allowed = ["<|start|>", "<|channel|>", "<|constrain|>"]
-            allowed += ["<|message|>"] if re.search(NAMED, header.decode(errors="replace")) else []
-        else:
-            allowed = ["<|call|>" if self.reader.message.recipient else "<|end|>"]
-        logits = logits.copy()
-        logits[[id for name, id in special.items() if name not in allowed and id < len(logits)]] = -np.inf
-        return logits
+        if reader.message:  # a thought, a word in between, or a call: it may end, and that is all
+            end = special["<|call|>" if reader.message.recipient else "<|end|>"]
+            logits = logits.copy()
+            logits[[id for id in reader.special if id != end and id < len(logits)]] = -np.inf
+            return logits
+        if reader.messages and not reader.started:
+            return self._hold(logits, lambda data: False, [special["<|start|>"]])
+        role, begun = "assistant" * reader.started, reader.header.decode(errors="replace")
+        rest = [(role + header + "<|message|>")[len(begun) :] for header in self.headers
+                if (role + header).startswith(begun)]
+        texts = {text.partition("<|")[0].encode() for text in rest}
+        return self._hold(logits, lambda data: any(text.startswith(data) for text in texts),
+                          [id for name, id in special.items() if any(text.startswith(name) for text in rest)])
 
     def _follow(self, id):
         """The id was written."""
@@ -395,10 +406,10 @@ class Constraint:
             pass
         if (message := self.reader.message) is not before:
             self.grammar = None
-            if message:
-                self.grammar = self.answer if message.channel == "final" else None
-                if message.recipient:
-                    self.grammar = self.arguments.get(message.recipient)
+            if message and message.recipient:
+                self.grammar = self.arguments.get(message.recipient)
+            elif message and message.channel == "final":
+                self.grammar = self.answer
             self.state = self.grammar and self.grammar.start
 
     def _hold(self, logits, takes, specials):

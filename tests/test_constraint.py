@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scripted import Scripted, ask
 
+import conversation
 import gptoss
 import tokenizer as tokenizers
 from conversation import Constraint, Conversation, LocalEngine
@@ -55,13 +56,13 @@ class Noise:
 def test_noise_answers_in_json(tokenizer):
     """Every reply that ends is JSON of the schema, whatever was thought before. One that is cut off says so."""
     ended = 0
-    for seed in range(60):
+    for seed in range(30):
         said = ask(Conversation(Noise(tokenizer), tokenizer, schema=PERSON), "Who?", seed=seed)
         if "stopped after" in said.get("note", ""):
             continue
         ended += 1
         jsonschema.validate(json.loads(said["final"]), PERSON)
-    assert ended > 40
+    assert ended > 20
 
 
 @pytest.mark.parametrize("wish", [
@@ -76,7 +77,7 @@ def test_noise_answers_in_json(tokenizer):
 def test_no_way_round(tokenizer, wish):
     """Whatever else the model would like to do, the turn ends with JSON of the schema."""
     engine = Noise(tokenizer, Scripted(tokenizer).ids(wish))
-    chats = [Conversation(engine, tokenizer, schema=PERSON) for _ in range(8)]
+    chats = [Conversation(engine, tokenizer, schema=PERSON) for _ in range(5)]
     replies = [ask(chat, "Who?", seed=seed) for seed, chat in enumerate(chats)]
     ended = [said for said in replies if "stopped after" not in said.get("note", "")]
     assert len(ended) >= 3
@@ -94,7 +95,7 @@ def test_what_the_model_would_write_anyway_is_left_alone(tokenizer):
             "analysis": 'A "thought" {.', "final": text}
 
 
-def test_arguments_of_functions(tokenizer):
+def test_arguments_of_functions(tokenizer, monkeypatch):
     """Those whose schema can be held are held to it, by calls under any header; others are left to the function."""
     class Tool:
         def __init__(self, parameters):
@@ -103,17 +104,15 @@ def test_arguments_of_functions(tokenizer):
         def call(self, recipient, content):
             return f"told: {content}"
 
+    monkeypatch.setattr(conversation, "CALLS", 1)
     wish = list(Scripted(tokenizer).ids("[channel]commentary to=functions.add [constrain]json[message]Oh no![call]"))
     for parameters, held in ((PERSON, True), ({"type": "object", "not": {}}, False), (None, False)):
         ends = 0
         for seed in range(5):
             chat = Conversation(Noise(tokenizer, wish), tokenizer, tools=[Tool(parameters)])
-            engine = chat.engine
-            engine.bias[tokenizer.special_tokens["<|return|>"]] = 30
             said = ask(chat, "Well?", seed=seed)
             if held and "result" in said:
-                first = said["result"].split("told: ")[1]
-                jsonschema.validate(json.loads(first), PERSON)
+                jsonschema.validate(json.loads(said["result"].removeprefix("told: ")), PERSON)
                 ends += 1
             elif not held:
                 assert said["result"].startswith("told: Oh no!")
@@ -168,7 +167,7 @@ def test_what_cannot_be_held_is_refused_at_once(tokenizer):
 @pytest.mark.parametrize("effort", ["low", "high"])
 def test_the_small_model_answers_in_json(tokenizer, effort):
     """It was never shown such a thing, but its constraint gets it there. The same seed, the same reply."""
-    model = gptoss.load(ROOT / "nano", backend="numpy")
+    model = gptoss.load(ROOT / "nano")
     schema = {"type": "object", "properties": {"answer": {"type": "integer"}}, "required": ["answer"],
               "additionalProperties": False}
     for sampling in ({"temperature": 0}, {"seed": 3}):
