@@ -13,9 +13,9 @@ import stat
 import sys
 import time
 from contextlib import ExitStack, closing, suppress
+from functools import partial
 from pathlib import Path
 
-import gptoss
 import models
 import tokenizer as tokenizers
 import transcript
@@ -60,7 +60,7 @@ class Meter:
             yield id
 
     def _steps(self):
-        return getattr(getattr(self.engine, "model", None), "steps", 0)
+        return self.engine.model.steps if hasattr(self.engine, "cache") else 0
 
     def unseen(self):
         """The ids that the model has read or written since the last time that it was asked for them."""
@@ -77,7 +77,7 @@ class Meter:
         if self.ids is None or self.read:
             return "..."
         seconds, total = time.perf_counter() - self.began, self.prompt - self.known
-        if not hasattr(self.engine, "model"):
+        if not hasattr(self.engine, "cache"):
             return f"waiting for the server, {seconds:.0f} s"
         part = min((self._steps() - self.steps) / (total * len(self.engine.model.layers)), 1)
         left = f", {seconds / part - seconds:.0f} s left" if part > 0.02 else ""
@@ -262,7 +262,8 @@ class Chat:
     def do_model(self, argument):
         """NAME   talk to another model; without a name, what is there"""
         if argument:
-            engine, tokenizer, self.name = local_engine(argument, self.screen)
+            confirm = partial(self.screen.confirm, "")
+            engine, tokenizer, self.name = local_engine(argument, self.screen, confirm)
             self.conversation.engine, self.conversation.tokenizer = Meter(engine), tokenizer
             self.screen.note(f"model {self.name}; the conversation goes on")
             return
@@ -390,10 +391,10 @@ def parse_arguments(argv):
     return args
 
 
-def local_engine(name, screen, yes=False):
+def local_engine(name, screen, confirm=models.ask):
     """(engine, tokenizer, its name on the screen) of a model on this machine."""
-    model, tokenizer, directory = models.load(name, screen.note, yes)
-    return LocalEngine(model), tokenizer, directory.name
+    model, tokenizer, directory = models.load(name, screen.note, confirm)
+    return LocalEngine(model), tokenizer, directory.name if os.path.isdir(name) else name
 
 
 def main(argv=None):
@@ -417,13 +418,15 @@ def main(argv=None):
 
 def run(args, screen, stack):
     """Opens what the options name, and talks. What is to be closed at the end goes on the stack."""
+    agree = (lambda question: True) if args.yes else models.ask  # to a download
     if args.server:
-        tokenizer = tokenizers.load(models.find(args.model, screen.note, args.yes) if args.model else None)
+        tokenizer = tokenizers.load(models.find(args.model, screen.note, agree) if args.model else None)
         stop = [tokenizer.special_tokens[name] for name in ("<|return|>", "<|call|>", "<|endoftext|>")]
-        engine = RemoteEngine(args.server, args.server_model, api_key=os.environ.get(KEY), stop=stop)
+        key = os.environ.get(KEY, "").strip() or None
+        engine = RemoteEngine(args.server, args.server_model, api_key=key, stop=stop)
         name, random = engine.model, True
     else:
-        engine, tokenizer, name = local_engine(args.model or models.NANO, screen, args.yes)
+        engine, tokenizer, name = local_engine(args.model or "nano", screen, agree)
         random = engine.model.config.do_sample
     instructions, effort, history = transcript.load(args.load) if args.load else (None, None, [])
     conversation = Conversation(Meter(engine), tokenizer, effort=args.effort or effort or "medium",
@@ -479,7 +482,7 @@ def offer_tools(chat, args, stack):
         from tools.python import Python
 
         offered.append(Python(lambda code: confirm(code, "Run this Python code?")))
-        if offered[-1].network:
+        if not offered[-1].offline:
             chat.screen.note("python: this system cannot take the network away from what the model runs.")
     if args.browser:
         from tools.browser import Browser, source_of

@@ -102,7 +102,8 @@ class Screen:
         """Whether the user says yes to `question` about `text`. Raises EOFError where nobody can be asked."""
         if not (sys.stdin.isatty() and self.errors.is_terminal):
             raise EOFError("nobody can be asked here; --yes runs it without asking")
-        self.errors.print(Panel(Text(clean(text)), border_style="magenta"))
+        if text:
+            self.errors.print(Panel(Text(clean(text)), border_style="magenta"))
         self.errors.print(Text(question), end=" (y/N) ")
         return input().strip().lower() in ("y", "yes")
 
@@ -264,7 +265,8 @@ class Terminal(Screen):
                            soft_wrap=False)
 
     def confirm(self, text, question):
-        self.console.print(Panel(Text(clean(text)), border_style="magenta"), soft_wrap=False)
+        if text:
+            self.console.print(Panel(Text(clean(text)), border_style="magenta"), soft_wrap=False)
         self.question = f"{question} (y/N) "
         try:
             return self.answers.get().lower() in ("y", "yes")

@@ -7,7 +7,8 @@ from importlib.util import resolve_name
 import pytest
 from conftest import ROOT
 
-CORE = ("gptoss", "checkpoint", "kernels", "mxfp4", "simd", "tokenizer", "harmony", "schema", "conversation")
+PROGRAM = '\nif __name__ == "__main__":'
+MODEL = ("gptoss", "checkpoint", "kernels", "mxfp4", "simd", "tokenizer", "harmony", "schema")  # what gpt-oss is
 
 
 def import_graph(root):
@@ -50,7 +51,8 @@ def reach(graph, module):
 
 
 def complaints(root):
-    """What is wrong with the direction of imports in a folder of modules and packages, a sentence each."""
+    """What is wrong with the direction of imports in a folder of modules and packages, a sentence each. Programs, which
+    nobody imports, may use folders: what they offer is there."""
     graph, said = import_graph(root), []
     top = {path.stem: path.read_text(encoding="utf-8") for path in root.glob("*.py")}
     try:
@@ -61,9 +63,9 @@ def complaints(root):
         for other in [] if module.startswith("tests.") else sorted(imported):
             if other.startswith("tests."):
                 said.append(f"{module} imports {other}: only tests import tests")
-            elif module in top and other not in top:
+            elif module in top and other not in top and PROGRAM not in top[module]:
                 said.append(f"{module} imports {other}: the core imports no folder")
-            elif '\nif __name__ == "__main__":' in top.get(other, ""):
+            elif PROGRAM in top.get(other, ""):
                 said.append(f"{module} imports {other}: what is run as a program is not imported")
     return said
 
@@ -112,6 +114,7 @@ def test_no_file_of_the_core_is_longer_than_500_lines():
     assert {path.stem: lines(path.stem) for path in ROOT.glob("*.py") if lines(path.stem) > 500} == {}
 
 
-def test_the_core_fits_into_2800_lines():
-    sizes = {name: lines(name) for name in CORE}
-    assert sum(sizes.values()) <= 2800, sizes
+def test_all_that_gpt_oss_is_fits_into_2650_lines():
+    """The model, its files, its kernels, its tokens and its messages. What one does with it stands on these."""
+    sizes = {name: lines(name) for name in MODEL}
+    assert sum(sizes.values()) <= 2650, sizes
