@@ -133,9 +133,8 @@ class Terminal(Screen):
             history = InMemoryHistory()
         self.session = PromptSession(
             self._prompt, multiline=True, prompt_continuation="  ", bottom_toolbar=status, history=history,
-            completer=completer(words), complete_while_typing=False, reserve_space_for_menu=0, key_bindings=self._keys(),
-            refresh_interval=0.25, enable_open_in_editor=True, tempfile_suffix=".md",
-            erase_when_done=True)
+            completer=completer(words), complete_while_typing=False, reserve_space_for_menu=0, erase_when_done=True,
+            key_bindings=self._keys(), refresh_interval=0.25, enable_open_in_editor=True, tempfile_suffix=".md")
         self.session.default_buffer.accept_handler = self._accept
 
     def __enter__(self):

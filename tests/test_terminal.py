@@ -1,12 +1,19 @@
 """The chat as a person has it: the real program in a terminal, with the bundled model, its calculator, and servers."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
 from person import Person
+from scripted import Scripted
+from test_remote import COMPLETIONS, CUT, WAIT, serve, vllm, vllm_event  # noqa: F401  (serve is a fixture)
+
+import tokenizer as tokenizers
 
 QUESTION, ANSWER = "What is 12 + 30?", r"12 \+ 30 = 42"
 READY = r"Type a question, or /help.*effort \w+   context"
@@ -172,3 +179,112 @@ def test_answers_in_json(person, tmp_path):
     one = person("--schema", str(tmp_path / "schema.json"), "--max-tokens", "200")
     one.types(f"{QUESTION}\r")
     one.sees(r'^\{"answer": *-?\d+\}\n')
+
+
+# ---- With a server that says what it is told to ---------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def script():
+    return Scripted(tokenizers.load(ROOT / "nano"))
+
+
+def answering(serve, script, *replies):
+    """A server that answers each request with the next reply, a token at a time. CUT and WAIT: see test_remote.py."""
+    replies = [list(reply) if isinstance(reply, list) else [reply] for reply in replies]
+
+    def answer(body):
+        events = []
+        for part in replies.pop(0):
+            events += [part] if part in (CUT, WAIT) else [vllm_event([id]) for id in script.ids(part)]
+        return 200, events
+
+    return serve(vllm(None, max_model_len=4096) | {COMPLETIONS: answer})
+
+
+def test_a_turn_with_three_tools(person, serve, script, tmp_path):
+    """Thinking, calling, reading results and citing; each call framed with its name. The code runs after a yes."""
+    (tmp_path / "calc.py").write_text(CALCULATOR.format(seconds=0))
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "tea.md").write_text("# Tea\n\nTea is a drink.\n")
+    server = answering(
+        serve, script,
+        '[channel]analysis[message]First the sum.[end][start]assistant[channel]commentary to=functions.calculator '
+        '[constrain]json[message]{"expression": "6*7"}[call]',
+        "[channel]analysis to=python code[message]x = 6 * 7\nx + 1[call]",
+        '[channel]analysis to=browser.open json[message]{"id": "tea.md"}[call]',
+        "[channel]final[message]It is **42**, and tea is a drink\u30100\u2020L5\u3011.[return]")
+    one = person("--server", server.url, "--model", "nano", "--tools", str(tmp_path / "calc.py"), "--python",
+                 "--browser", str(tmp_path / "texts"))
+    one.types("/tools\r")
+    one.sees(r"functions\.calculator +Computes an expression\.\n.*^browser\.search .*python ")
+    one.types("What is it?\r")
+    one.sees(r"First the sum\..*functions\.calculator.*\"6\*7\".*\n.*42")
+    one.sees(r"x = 6 \* 7.*x \+ 1.*\n.*\n.*Run this Python code\? \(y/N\) $")
+    one.types("y\r")
+    one.sees(r" python .*x \+ 1.*43.* browser\.open .*tea\.md.*Tea is a drink.*It is 42, and tea is a drink")
+    one.sees(r"It is 42, and tea is a drink \(.*tea\.md.*\)")
+    assert re.search(rb"\x1b\[1m42", one.raw)  # Markdown
+    one.types(f"/save {tmp_path}/talk.json\r/exit\r")
+    one.leaves()
+    saved = json.loads((tmp_path / "talk.json").read_text())["messages"]
+    assert [call["function"]["name"] for message in saved for call in message.get("tool_calls", ())] == [
+        "calculator", "python", "browser.open"]
+    prompts = [body["prompt"] for path, _, body in server.asked if path == COMPLETIONS]
+    assert all(later[: len(earlier)] == earlier for earlier, later in zip(prompts, prompts[1:], strict=False))
+
+
+def test_no_is_told_to_the_model(person, serve, script):
+    server = answering(serve, script, "[channel]analysis to=python code[message]1 + 1[call]",
+                       "[channel]final[message]Well then.[return]")
+    one = person("--server", server.url, "--model", "nano", "--python")
+    one.types("What is it?\r")
+    one.sees(r"\(y/N\) $")
+    one.types("\r")
+    one.sees("The user did not allow this code to run.*Well then")
+
+
+def test_a_reply_is_shown_as_it_comes_and_stopped_at_the_server(person, serve, script):
+    server = answering(serve, script, ["[channel]analysis[message]A thought.[end][start]assistant[channel]final[message]"
+                                       "It begins", WAIT], "[channel]final[message]Again.[return]")
+    one = person("--server", server.url, "--model", "nano")
+    one.types("What is it?\r")
+    one.sees(r"^A thought\.\n.*^It begins\n> $")
+    one.types("\x03")
+    one.sees(r"^It begins\n.*^\(stopped\)\n")
+    assert server.gone.wait(10)
+    one.types("/retry\r")
+    one.sees(r"^Again\.\n")
+
+
+def test_a_server_that_breaks_off(person, serve, script):
+    """One sentence, the conversation kept, and /retry asks again."""
+    server = answering(serve, script, "[channel]final[message]One.[return]", ["[channel]final[message]Tw", CUT],
+                       [CUT], "[channel]final[message]Two, whole.[return]")
+    one = person("--server", server.url, "--model", "nano")
+    one.types("Say one\rSay two\r")
+    one.sees(r"^One\.\n.*^Tw\n.*http://127.0.0.1:\d+: expected .*; /retry asks again")
+    one.types("/retry\r/retry\r")
+    one.sees(r"^Two, whole\.\n")
+    prompt = script.tokenizer.decode(server.body()["prompt"])
+    assert prompt.count("Say one") == 1 and prompt.count("Say two") == 1 and "One.<|end|>" in prompt
+    server.shutdown()
+    server.server_close()
+    one.types("Say three\r")
+    one.sees(r"expected an answer, found Connection refused; /retry asks again")
+    one.types("/exit\r")
+    one.leaves()
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ([], r"http://127.0.0.1:\d+: expected an API key that it accepts, found none"),
+    (["--server-model", "x"], r"http://127.0.0.1:\d+: expected an API key"),
+])
+def test_a_server_that_refuses(serve, script, options, message):
+    server = serve(vllm([]), key="secret")
+    done = subprocess.run([sys.executable, "chat.py", "--server", server.url, "--model", "nano", *options], cwd=ROOT,
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and re.fullmatch(rf"chat\.py: {message}\n", done.stderr), done.stderr
+    done = subprocess.run([sys.executable, "chat.py", "--server", server.url, "--model", "nano", "--server-model", "x"],
+                          cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
+                          env=os.environ | {"GPTOSS_API_KEY": "secret\n"})
+    assert done.returncode == 2 and "model: expected one of m, found 'x'" in done.stderr
