@@ -138,7 +138,7 @@ EACH_FD = "import os\nfor fd in range(3, 9):\n    try: {}\n    except OSError: p
     ("def f(): f()\nf()", "RecursionError"),
     ("import sys; sys.setrecursionlimit(10**9)\nf = lambda _: max([1], key=f)\nf(1)", f"Error|signal 11; {GONE}"),
     ("x = 'x' * (3 << 30)", "MemoryError\n$"),
-    ("x = []\nwhile True: x.append('x' * 10**8)", "MemoryError\n$"),
+    ("x = []\nwhile True: x.append(bytes(10**8))", "MemoryError\n$"),
     ("[0] * 10**7", "^.0, 0, 0.*\n.[0-9]+ characters left out.\n.*0, 0.\n$"),
     ("print = 5; import builtins; builtins.compile = builtins.len = builtins.open = None; 3", "^3\n$"),
     ("import builtins; vars(builtins).clear()", "^"),
@@ -155,12 +155,12 @@ EACH_FD = "import os\nfor fd in range(3, 9):\n    try: {}\n    except OSError: p
     (EACH_FD.format("os.write(fd, b'{\"id\": 1}\\n')"), "^"),  # as if it had come to its end
     (EACH_FD.format("os.close(fd)"), GONE),
     ("class A:\n    def __repr__(self): raise SystemExit\nA()", "SystemExit"),
-    ("class A(Exception):\n    def __str__(self): 1/0\nraise A", "exception str"),
+    ("class A(Exception):\n    def __str__(self): 1/0\nraise A", "exception str|unprintable"),
     ("open('file', 'wb').truncate(1 << 40)", "OSError: .* too large"),
     ("x = [open('/dev/null') for _ in range(999)]", "OSError: .*Too many open files"),
 ])
 def test_whatever_the_code_does_the_model_is_told_and_the_next_call_works(code, shown, tool, monkeypatch):
-    monkeypatch.setattr(python, "SECONDS", 3)
+    monkeypatch.setattr(python, "SECONDS", 10)
     assert re.search(shown, tool.call("python", code))
     again = tool.call("python", "6 * 7")  # what the code has left behind may be noticed by this call only
     assert again.endswith("42\n") or GONE in again and tool.call("python", "6 * 7") == "42\n"
@@ -475,7 +475,7 @@ DOC = '"""Says."""'
     (f"def f(**more: int): {DOC}", r"f, parameter more: expected .* by its name, found \*\*more: int .*"),
     (f"def f(x: int, /): {DOC}", "f, parameter x: expected one that can be given by its name, found x: int .*"),
     (f"class A: pass\ndef f(y: int, x: A): {DOC}", "f, parameter x: expected a type that has a JSON .*, found x: .*"),
-    (f"def f(x: 'Unknown'): {DOC}", "f, parameter x: expected a type that has a JSON schema, found x: 'Unknown' .*"),
+    (f"def f(y: int, x: 'Unknown'): {DOC}", "f, parameter x: expected a type that has a JSON .*, found x: 'Unknown' .*"),
     (f"async def f(): {DOC}", r"f: expected a function, found a coroutine \(a name that begins with _ keeps it .*"),
 ])
 def test_a_file_that_cannot_be_used_is_refused_in_a_sentence(source, told, tmp_path, monkeypatch):
