@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import tracemalloc
 from contextlib import contextmanager
 from difflib import unified_diff
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -266,7 +268,16 @@ def test_nothing_is_left_when_the_program_ends(way):
         print(tool.folder.name, flush=True)
         {way}"""
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert none_left(done.stdout.strip()) and (way or not Path(done.stdout.strip()).exists())
+    folder = Path(done.stdout.strip())
+    assert none_left(str(folder)) and folder.exists() == bool(way)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_system_on_which_nothing_can_run_is_named(shared, monkeypatch):
+    monkeypatch.setattr(process, "os", SimpleNamespace(name="nt"))
+    monkeypatch.setattr(shared.process, "running", None)
+    with pytest.raises(ValueError, match="^tools that run code: expected Linux or macOS, found "):
+        shared.call("python", "1")
 
 
 @pytest.mark.parametrize("missing", [("resource",), ("resource", "fcntl", "pwd")])
@@ -475,7 +486,7 @@ DOC = '"""Says."""'
     (f"def f(**more: int): {DOC}", r"f, parameter more: expected .* by its name, found \*\*more: int .*"),
     (f"def f(x: int, /): {DOC}", "f, parameter x: expected one that can be given by its name, found x: int .*"),
     (f"class A: pass\ndef f(y: int, x: A): {DOC}", "f, parameter x: expected a type that has a JSON .*, found x: .*"),
-    (f"def f(y: int, x: 'Unknown'): {DOC}", "f, parameter x: expected a type that has a JSON .*, found x: 'Unknown' .*"),
+    (f"def f(y: int, x: 'Unknown'): {DOC}", "f, parameter x: expected a type that has .*, found x: 'Unknown' .*"),
     (f"async def f(): {DOC}", r"f: expected a function, found a coroutine \(a name that begins with _ keeps it .*"),
 ])
 def test_a_file_that_cannot_be_used_is_refused_in_a_sentence(source, told, tmp_path, monkeypatch):
