@@ -1,7 +1,9 @@
 """A process that stays, and answers one request after the other: this end of child.py.
 
-Whatever the code over there does, a request ends within its time: with a reply, or with Ended, after which the process
-is gone, with all that it has started, and the next request starts a new one."""
+Whatever the code over there does, a request ends within its time: with a reply, or with Ended. After that the process
+is gone, with the group of processes that it has started, and the next request starts a new one. What has left the group
+(os.setsid) goes on, unless `without_network` could give it process ids of its own.
+"""
 
 import codecs
 import json
