@@ -36,9 +36,10 @@ def main():
     requests, replies, shown = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w"), os.dup(2)
     nothing = os.open(os.devnull, os.O_RDONLY)
     answer = {"python": python, "functions": functions}[kind](*arguments)
-    known, own = dict(vars(builtins)), os.getpid()
+    names, modules, own = dict(vars(builtins)), dict(sys.modules), os.getpid()
     for line in requests:
-        vars(builtins).update(known)  # the code before may have changed this, and closed or redirected the rest
+        vars(builtins).update(names)  # the code before may have changed these, and closed or redirected the rest
+        sys.modules.update(modules)
         for n, pipe in enumerate((nothing, shown, shown)):
             os.dup2(pipe, n)
         sys.stdin = open(0, encoding="utf-8", closefd=False)
@@ -159,15 +160,22 @@ def describe(function, path):
     said = {parameter.arg_name: parameter.description for parameter in words.params}
     expect(words.description, "", "a docstring that says what it does", "none")
     expect(not inspect.iscoroutinefunction(function), "", "a function", "a coroutine")
-    for name, parameter in inspect.signature(function).parameters.items():
+    signature, hints = inspect.signature(function), {}
+    for name, parameter in signature.parameters.items():
         expect(parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY), f", parameter {name}",
                "one that can be given by its name", str(parameter))
         expect(parameter.annotation is not parameter.empty, f", parameter {name}", "an annotation", "none")
+        function.__annotations__ = {name: parameter.annotation}
         try:
-            TypeAdapter(get_type_hints(function, include_extras=True)[name]).json_schema()
+            hints |= get_type_hints(function, include_extras=True)  # what is written as text, too
+            TypeAdapter(hints[name]).json_schema()
         except Exception:
             expect(False, f", parameter {name}", "a type that has a JSON schema", str(parameter))
-    schema = plain(TypeAdapter(function).json_schema())
+    function.__annotations__ = hints
+    try:
+        schema = plain(TypeAdapter(function).json_schema())
+    except Exception:
+        expect(False, "", "parameters that have a JSON schema", str(signature))
     for name, property in schema["properties"].items():
         if said.get(name):
             property.setdefault("description", " ".join(said[name].split()))

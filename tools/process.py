@@ -1,7 +1,9 @@
 """A process that stays, and answers one request after the other: this end of child.py.
 
-Whatever the code over there does, a request ends within its time: with a reply, or with Ended, after which the process
-is gone, with all that it has started, and the next request starts a new one."""
+Whatever the code over there does, a request ends within its time: with a reply, or with Ended. After that the process
+is gone, with the group of processes that it has started, and the next request starts a new one. What has left the group
+(os.setsid) goes on, unless `without_network` could give it process ids of its own.
+"""
 
 import codecs
 import json
@@ -80,27 +82,28 @@ class Process:
                     raise Ended(f"timed out after {seconds:g} s")
                 for pipe in (key.fileobj for key, _ in ready):
                     if pipe is requests:
-                        with suppress(BrokenPipeError):  # nobody is there to read: then replies is at its end, too
+                        try:
                             unsent = unsent[pipe.write(unsent) or 0 :]
-                            if unsent:
-                                continue
+                        except BrokenPipeError:  # nobody reads them any more: replies, too, will be at its end
+                            unsent = b""
+                        if not unsent:
+                            selector.unregister(pipe)
+                    elif data := pipe.read(1 << 16):
+                        if pipe is shown:
+                            output.add(data)
+                        else:
+                            reply += data
+                    elif pipe is shown:
                         selector.unregister(pipe)
-                        continue
-                    data = pipe.read(1 << 16)
-                    if pipe is shown:
-                        output.add(data)
-                    reply += data if pipe is replies else b""
-                    if not data:
-                        selector.unregister(pipe)
-                    if not data and pipe is replies:
-                        raise Ended(self._end_of_process())
+                    else:
+                        raise Ended(self._how_it_ended())
         with suppress(ValueError, RecursionError):
             found = json.loads(reply)
             if isinstance(found, dict) and found.pop("id", None) == self.number:
                 return found
         raise Ended("the process replied out of turn")  # the code has written into this pipe
 
-    def _end_of_process(self):
+    def _how_it_ended(self):
         """How the process has ended, which a pipe at its end says a little before."""
         try:
             code = self.running.wait(1)

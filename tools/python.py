@@ -2,7 +2,7 @@
 
 The code runs in a process of its own (child.py) with limits of time, memory and output, in an empty folder, without
 this program's environment, and without a network where the system can have it so. It is still a program that runs as
-you: it can read and change your files. So ask before each run, or know whom you trust.
+you: it can read your files and change them. For root there is also no limit of how many processes it starts, but time.
 """
 
 import json
