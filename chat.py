@@ -20,8 +20,9 @@ import models
 import tokenizer as tokenizers
 import transcript
 from checkpoint import expect_number
-from conversation import Conversation, LocalEngine, RemoteEngine
+from conversation import Conversation, LocalEngine
 from harmony import EFFORTS
+from remote import EngineError, RemoteEngine
 from terminal import Screen, Terminal
 
 STATE = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "gpt-oss"  # what was typed
@@ -132,11 +133,10 @@ class Chat:
                 self.screen.note("(stopped)")
             except ValueError as error:  # this cannot be asked or done; the conversation goes on
                 self.screen.note(f"{error}{'; /undo or /reset makes room' if 'the context' in str(error) else ''}")
+            except EngineError as error:
+                self.screen.note(f"{error}; /retry asks again")
             except OSError as error:
-                self.screen.note(f"{error}; /retry asks again" if self.unanswered() else str(error))
-
-    def unanswered(self):
-        return bool(self.conversation.history) and self.conversation.history[-1].role == "user"
+                self.screen.note(str(error))
 
     def answer(self, text):
         """Asks `text`, with the files that were read, and shows the reply."""
@@ -253,7 +253,7 @@ class Chat:
         """   what the model may call"""
         for tool in self.conversation.tools:
             for function in tool.namespace.functions or [tool.namespace]:
-                about = (function.description or "").split("\n")[0]
+                about = (function.description or "").partition("\n")[0][:80]
                 name = function.name if function is tool.namespace else f"{tool.namespace.name}.{function.name}"
                 self.screen.note(f"{name}   {about}")
         if not self.conversation.tools:

@@ -83,9 +83,9 @@ class Conversation:
         self.engine, self.tokenizer, self.history = engine, tokenizer, []
         self.effort, self.instructions, self.date = effort, instructions, date
         self.tools, self.schema = tools, schema
-        self.grammar = None if schema is None else Grammar(schema)
-        held = self.grammar is None or getattr(engine, "processes_logits", True)
+        held = schema is None or getattr(engine, "processes_logits", True)
         expect(held, GrammarError, "schema", "an engine of this machine", "a server, which chooses tokens by itself")
+        self.grammar = None if schema is None else Grammar(schema)
 
     @property
     def messages(self):
@@ -133,7 +133,7 @@ class Conversation:
             arguments = {}
             for space in (tool.namespace for tool in self.tools):
                 for function in space.functions:
-                    held = function.parameters is not None and space.name == "functions"
+                    held = space.name == "functions" and (function.parameters or {}).get("type") == "object"
                     arguments[f"{space.name}.{function.name}"] = grammar_of(function.parameters) if held else None
                 if not space.functions:
                     arguments[space.name] = None

@@ -231,21 +231,29 @@ class Terminal(Screen):
 
     def show(self, pieces, history=()):
         shown, text, call, count, drawn, began = None, "", "", 0, 0.0, time.monotonic()
-        for channel, piece in chain(pieces, [("end", "")]):
-            if channel != shown or channel in ("note", "result"):
-                if shown == "call" and channel == "result":
-                    call = text
-                elif shown == "result":
-                    self._frame(call, text, history[-2].recipient)
-                elif shown:
-                    self._print(shown, text, count, time.monotonic() - began)
-                shown, text, count, began = channel, "", 0, time.monotonic()
-            text, count = text + clean(piece), count + 1
-            self.live = shown, text
-            if time.monotonic() - drawn > 0.05:  # to draw takes longer than a small model takes for a token
-                self.session.app.invalidate()
-                drawn = time.monotonic()
-        self.live = "final", ""
+
+        def finish(following):
+            nonlocal call
+            if shown == "call" and following == "result":
+                call = text  # they are shown together
+            elif shown == "result":
+                self._frame(call, text, history[-2].recipient)
+            elif text:
+                self._print(shown, text, count, time.monotonic() - began)
+
+        try:
+            for channel, piece in pieces:
+                if channel != shown or channel in ("note", "result"):
+                    finish(channel)
+                    shown, text, count, began = channel, "", 0, time.monotonic()
+                text, count = text + clean(piece), count + 1
+                self.live = shown, text
+                if time.monotonic() - drawn > 0.05:  # to draw takes longer than a small model takes for a token
+                    self.session.app.invalidate()
+                    drawn = time.monotonic()
+        finally:  # also what was said until Ctrl-C
+            self.live = "final", ""
+            finish(None)
 
     def _print(self, channel, text, count, seconds):
         """A message that is complete."""
@@ -266,7 +274,7 @@ class Terminal(Screen):
     def confirm(self, text, question):
         if text:
             self.console.print(Panel(Text(clean(text)), border_style="magenta"), soft_wrap=False)
-        self.question = f"{question} (y/N) "
+        self.question, self.live = f"{question} (y/N) ", ("final", "")
         try:
             return self.answers.get().lower() in ("y", "yes")
         finally:

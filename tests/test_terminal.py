@@ -178,7 +178,7 @@ def test_answers_in_json(person, tmp_path):
     (tmp_path / "schema.json").write_text(json.dumps(schema))
     one = person("--schema", str(tmp_path / "schema.json"), "--max-tokens", "200")
     one.types(f"{QUESTION}\r")
-    one.sees(r'^\{"answer": *-?\d+\}\n')
+    one.sees(r'^\{\s*"answer"\s*:\s*-?\d+\s*\}\n')
 
 
 # ---- With a server that says what it is told to ---------------------------------------------------------------------
@@ -216,10 +216,10 @@ def test_a_turn_with_three_tools(person, serve, script, tmp_path):
     one = person("--server", server.url, "--model", "nano", "--tools", str(tmp_path / "calc.py"), "--python",
                  "--browser", str(tmp_path / "texts"))
     one.types("/tools\r")
-    one.sees(r"functions\.calculator +Computes an expression\.\n.*^browser\.search .*python ")
+    one.sees(r"functions\.calculator +Computes an expression\.\npython .*\nbrowser\.search +Searches for")
     one.types("What is it?\r")
     one.sees(r"First the sum\..*functions\.calculator.*\"6\*7\".*\n.*42")
-    one.sees(r"x = 6 \* 7.*x \+ 1.*\n.*\n.*Run this Python code\? \(y/N\) $")
+    one.sees(r"x = 6 \* 7.*x \+ 1.*\n.*\n.*Run this Python code\? \(y/N\)$")
     one.types("y\r")
     one.sees(r" python .*x \+ 1.*43.* browser\.open .*tea\.md.*Tea is a drink.*It is 42, and tea is a drink")
     one.sees(r"It is 42, and tea is a drink \(.*tea\.md.*\)")
@@ -238,7 +238,7 @@ def test_no_is_told_to_the_model(person, serve, script):
                        "[channel]final[message]Well then.[return]")
     one = person("--server", server.url, "--model", "nano", "--python")
     one.types("What is it?\r")
-    one.sees(r"\(y/N\) $")
+    one.sees(r"\(y/N\)$")
     one.types("\r")
     one.sees("The user did not allow this code to run.*Well then")
 
@@ -248,7 +248,7 @@ def test_a_reply_is_shown_as_it_comes_and_stopped_at_the_server(person, serve, s
                                        "It begins", WAIT], "[channel]final[message]Again.[return]")
     one = person("--server", server.url, "--model", "nano")
     one.types("What is it?\r")
-    one.sees(r"^A thought\.\n.*^It begins\n> $")
+    one.sees(r"^A thought\.\n.*^It begins\n>$")
     one.types("\x03")
     one.sees(r"^It begins\n.*^\(stopped\)\n")
     assert server.gone.wait(10)
@@ -275,16 +275,16 @@ def test_a_server_that_breaks_off(person, serve, script):
     one.leaves()
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ([], r"http://127.0.0.1:\d+: expected an API key that it accepts, found none"),
-    (["--server-model", "x"], r"http://127.0.0.1:\d+: expected an API key"),
+@pytest.mark.parametrize(("key", "options", "message"), [
+    ("", [], "expected an API key that it accepts, found none"),
+    ("another", [], "expected an API key that it accepts, found another"),
+    ("secret\n", ["--server-model", "x"], "model: expected one of m, found 'x'"),
+    ("secret", ["--schema", "nano/config.json"], "schema: expected an engine of this machine, found a server"),
 ])
-def test_a_server_that_refuses(serve, script, options, message):
+def test_a_server_that_refuses(serve, key, options, message):
     server = serve(vllm([]), key="secret")
     done = subprocess.run([sys.executable, "chat.py", "--server", server.url, "--model", "nano", *options], cwd=ROOT,
-                          stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and re.fullmatch(rf"chat\.py: {message}\n", done.stderr), done.stderr
-    done = subprocess.run([sys.executable, "chat.py", "--server", server.url, "--model", "nano", "--server-model", "x"],
-                          cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
-                          env=os.environ | {"GPTOSS_API_KEY": "secret\n"})
-    assert done.returncode == 2 and "model: expected one of m, found 'x'" in done.stderr
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
+                          env=os.environ | {"GPTOSS_API_KEY": key})
+    assert done.returncode == 2 and done.stderr.startswith("chat.py: ") and done.stderr.count("\n") == 1
+    assert message in done.stderr and "secret" not in done.stderr

@@ -649,3 +649,21 @@ def test_every_change_can_be_said(old, new):
     before, after = ("".join(f"{line}\n" for line in lines) for lines in (old, new))
     said = list(unified_diff(old, new, n=99, lineterm=""))[3:]
     assert updated(before, said, "file") == after
+
+
+@pytest.mark.parametrize("yes", [True, False])
+def test_a_patch_is_applied_after_a_yes(yes, folder):
+    """The question has the patch in it, and is not asked about one that does not fit."""
+    asked = []
+    tool = ApplyPatch(folder, lambda patch: asked.append(patch) or yes)
+    told = tool.call("functions.apply_patch", patch("*** Add File: new.txt\n+new"))
+    assert told == ("Done!" if yes else "The user did not allow this patch.")
+    assert (folder / "new.txt").exists() == yes and "+new" in asked[0]
+    with pytest.raises(ValueError, match="none.txt"):
+        tool.call("functions.apply_patch", patch("*** Delete File: none.txt"))
+    assert len(asked) == 1
+
+
+def test_a_patch_needs_a_folder(tmp_path):
+    with pytest.raises(ValueError, match="expected a folder, found none"):
+        ApplyPatch(tmp_path / "none")

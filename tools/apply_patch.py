@@ -35,17 +35,23 @@ MOVE = "*** Move to: "
 
 
 class ApplyPatch:
-    """root: the folder to which it is confined, also when all links are followed."""
+    """root: the folder to which it is confined, also when all links are followed. confirm: a function that is asked
+    with a patch that fits, and says whether it may be applied; None: it may."""
 
     namespace = Namespace("functions", None, [
         Function("apply_patch", DESCRIPTION, {"type": "string", "description": "the patch"})])
 
-    def __init__(self, root):
-        self.root = Path(root).resolve()
+    def __init__(self, root, confirm=None):
+        self.root, self.confirm = Path(root).resolve(), confirm
+        expect(self.root.is_dir(), ValueError, root, "a folder", "none")
 
     def call(self, recipient, content):
         """Applies a patch, or raises ValueError, in a sentence, and changes nothing."""
-        write(self.changes(patch_in(content)))
+        patch = patch_in(content)
+        changes = self.changes(patch)
+        if self.confirm and not self.confirm(patch):
+            return "The user did not allow this patch."
+        write(changes)
         return "Done!"
 
     def close(self):
