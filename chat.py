@@ -1,4 +1,4 @@
-"""A chat in the terminal: `python chat.py` talks to the small model in nano/, `--model DIR` to any gpt-oss checkpoint.
+"""A chat in the terminal: `python chat.py` talks to the small model in nano/, `--model NAME` to any gpt-oss model.
 
 What is said, and to whom, is conversation.py's. This file is the screen and the keyboard: the thoughts of the model
 (channel "analysis") are shown dim, its answer (channel "final") bright.
@@ -6,27 +6,18 @@ What is said, and to whom, is conversation.py's. This file is the screen and the
 
 import argparse
 import math
-import os
-import signal
-import subprocess
 import sys
 import time
 from contextlib import closing, suppress
-from pathlib import Path
-from types import SimpleNamespace
 
 from rich.console import Console
 from rich.text import Text
 
-import gptoss
-import simd
-import tokenizer as tokenizers
+import models
 from checkpoint import expect_number
 from conversation import Conversation, LocalEngine
 from harmony import EFFORTS
 
-HERE = Path(__file__).resolve().parent
-SMALL = 50e6  # bytes of a checkpoint with which NumPy alone keeps up a conversation
 HELP = """\
 /effort low|medium|high   how long to think before answering (now: {effort})
 /reset                    forget the conversation
@@ -35,77 +26,7 @@ HELP = """\
 Ctrl-C stops a reply and keeps the conversation."""
 
 
-# ---- The model, at once ---------------------------------------------------------------------------------------------
-
-class Changeover(gptoss.Model):
-    """A model that is loaded for NumPy and computes with the kernels once those are compiled."""
-    changed = False
-
-    def __call__(self, *args, **kwargs):
-        if not self.changed and simd.all_compiled():
-            self.change_over()
-        return super().__call__(*args, **kwargs)
-
-    def change_over(self):
-        self.operations, self.changed = gptoss.operations_of("numba"), True
-
-
-def prepare(model, directory, screen):
-    """Sees to it that the kernels are compiled, which takes half a minute once.
-
-    A small model does not wait for that. It answers through NumPy while a process of its own compiles. The process goes
-    on when this one ends, so that the next start finds all compiled."""
-    if simd.all_compiled():
-        return
-    if sum(file.stat().st_size for file in directory.glob("*.safetensors")) > SMALL:
-        compile_kernels(lambda state: screen.note(f"The first run compiles the kernels: {state}"))
-        model.change_over()
-    elif simd.DIRECTORY:
-        compile_in_background(simd.DIRECTORY / "begun")
-
-
-def compile_kernels(report):
-    """Has the small model read and write a little, which compiles all. Calls report("1 of 7, rms_norm") and so on, as
-    each operation returns for the first time."""
-    kernels, done = gptoss.operations_of("numba"), []
-
-    def reporting(name):
-        def run(*args):
-            result = getattr(kernels, name)(*args)
-            if name not in done:
-                done.append(name)
-                report(f"{len(done)} of {len(gptoss.OPERATIONS)}, {name}")
-            return result
-
-        return run
-
-    backend = SimpleNamespace(**{name: reporting(name) for name in gptoss.OPERATIONS})
-    model = gptoss.load(HERE / "nano", backend=backend)
-    list(gptoss.generate(model, range(40), max_tokens=2))  # many tokens at once, then one
-    simd.mark_all_compiled()
-
-
-def compile_in_background(begun):
-    """Starts a process that compiles, unless a chat has just done so, which the file `begun` says. If that cannot be,
-    NumPy goes on."""
-    with suppress(OSError):
-        if begun.exists() and time.time() - begun.stat().st_mtime < 120:
-            return
-        begun.touch()
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process inherits it: Ctrl-C only stops a reply
-        try:
-            subprocess.Popen([sys.executable, "-c", "import chat; chat.compile_quietly()"], cwd=HERE,
-                             env=os.environ | {"NUMBA_CACHE_DIR": str(simd.DIRECTORY.parent)},
-                             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        finally:
-            signal.signal(signal.SIGINT, handler)
-
-
-def compile_quietly():
-    if hasattr(os, "nice"):  # Windows has none
-        os.nice(10)  # the reply comes first
-    compile_kernels(lambda state: None)
-
+# ---- The engine -----------------------------------------------------------------------------------------------------
 
 class Measured:
     """An engine that counts what another one reads and generates, and how long that takes."""
@@ -236,8 +157,10 @@ def number(kind, low, high=math.inf):
 
 def parse_arguments(argv):
     parser = Arguments(description="Chat with a gpt-oss model.")
-    parser.add_argument("--model", metavar="DIR", default=HERE / "nano", type=Path,
-                        help="a checkpoint, HF or original/ layout (default: the small model in nano/)")
+    parser.add_argument("--model", metavar="NAME", default=models.NANO,
+                        help="a checkpoint's directory; a model of the Hugging Face Hub, as owner/name[@revision]; "
+                             "20b, 120b (default: the small model in nano/)")
+    parser.add_argument("--yes", action="store_true", help="download --model if need be, without asking")
     parser.add_argument("--prompt", metavar="TEXT", help="answer this and exit")
     parser.add_argument("--system", metavar="TEXT", help="instructions for the model, as its developer gives them")
     parser.add_argument("--effort", choices=EFFORTS, default="medium", help="how hard to think (default: medium)")
@@ -260,8 +183,8 @@ def main(argv=None):
         stream.reconfigure(errors="surrogateescape" if stream is sys.stdin else "replace")
     screen = Screen()
     try:
-        model, tokenizer = gptoss.load(args.model, backend="numpy", model=Changeover), tokenizers.load(args.model)
-        prepare(model, args.model, screen)
+        confirm = (lambda question: True) if args.yes else models.ask
+        model, tokenizer, _ = models.load(args.model, screen.note, confirm)
         chat = Conversation(Measured(LocalEngine(model)), tokenizer, effort=args.effort, instructions=args.system)
         temperature = args.temperature if args.temperature is not None else 1.0 if model.config.do_sample else 0.0
         sampling = {"temperature": temperature, "top_p": args.top_p, "seed": args.seed, "max_tokens": args.max_tokens}
