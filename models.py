@@ -236,7 +236,7 @@ def compile_kernels(report):
 
     backend = SimpleNamespace(**{name: reporting(name) for name in gptoss.OPERATIONS})
     model = gptoss.load(NANO, backend=backend)
-    list(gptoss.generate(model, range(40), max_tokens=2))  # many tokens at once, then one
+    list(gptoss.generate(model, range(40), max_tokens=2, stop=()))  # many tokens at once, then, whatever comes, one
     simd.mark_all_compiled()
 
 

@@ -105,7 +105,9 @@ def test_a_sharded_checkpoint_is_whole_with_its_last_shard(cache):
     directory = store(cache, FILES | index())
     assert models.whole(directory) is None and models.find(directory, silent) == directory
     (directory / SHARD).write_bytes(FILES["model.safetensors"])
+    (directory / "not-in-the-index.safetensors").symlink_to("nowhere")
     assert models.find(MAIN, silent) == directory
+    assert models.available()[1][2] == 2 * len(FILES["model.safetensors"])
 
 
 @pytest.mark.parametrize("environment", [
@@ -153,7 +155,8 @@ def test_available_leaves_out_what_is_broken(cache):
     (dangling / "model.safetensors").resolve().unlink()
     (cache / "models--a--file").touch()
     (cache / "models--round--round").symlink_to("models--round--round")
-    for name, content in {"empty": "", "upwards": "../../../..", "long": "1" * 10**6, "gone": EARLIER}.items():
+    upwards = f"../../models--openai--gpt-oss-20b/snapshots/{COMMIT}"
+    for name, content in {"empty": "", "upwards": upwards, "long": "1" * 10**6, "gone": EARLIER}.items():
         (store(cache, FILES, repository=f"ref/{name}").parents[1] / "refs" / "main").write_text(content)
     os.mkfifo(store(cache, FILES, repository="ref/pipe", ref=None).parents[1] / "refs" / "main")
     (cache / "models--ref--pipe" / "refs" / "round").symlink_to(".")
@@ -498,6 +501,17 @@ def test_a_large_model_waits_and_shows_how_far_it_is(monkeypatch):
     assert model.operations.attention is kernels.attention
     assert said[0] == "The first run compiles the kernels: 1 of 7, rms_norm" and len(said) == 7
     assert said[-1] == "The first run compiles the kernels: 7 of 7, experts"
+
+
+def test_what_is_compiled_does_not_depend_on_what_the_model_says(monkeypatch):
+    """A stop token as the first: a single token is read all the same, for which other code is compiled."""
+    lengths, experts = [], kernels.experts
+    monkeypatch.setattr(gptoss, "sample", lambda *args: model.config.eos_token_id[0])
+    monkeypatch.setattr(kernels, "experts", lambda x, *rest: lengths.append(len(x)) or experts(x, *rest))
+    monkeypatch.setattr(simd, "mark_all_compiled", lambda: None)
+    model = gptoss.load(NANO)
+    models.compile_kernels(lambda state: None)
+    assert lengths == 4 * [40] + 4 * [1]
 
 
 def test_what_cannot_be_used_is_said_before_anything_is_compiled(monkeypatch, tmp_path):
