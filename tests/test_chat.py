@@ -5,15 +5,12 @@ import pty
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 import chat
 import gptoss
-import kernels
-import simd
 import tokenizer as tokenizers
 from conversation import Conversation, LocalEngine
 
@@ -133,49 +130,3 @@ def test_bad_input_gets_one_line_and_status_2(arguments, message):
 def test_system_instructions_reach_the_model():
     done = run("--prompt", QUESTION, "--system", "x " * 4096)
     assert done.returncode == 2 and "at most 4096, the context" in done.stderr.decode()
-
-
-# ---- The first answer at once ---------------------------------------------------------------------------------------
-
-def test_the_first_start_answers_while_the_kernels_compile(tmp_path):
-    """With nothing compiled, and again while that is under way. Afterwards there is nothing left to compile."""
-    env = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
-    for _ in range(2):
-        done = run("--prompt", QUESTION, "--temperature", "0", env=env)
-        assert (done.returncode, done.stdout.decode(), done.stderr.decode()) == (0, ANSWER + "\n", "")
-        directory, = tmp_path.iterdir()
-        assert (directory / "begun").exists() and not (directory / "complete").exists()
-    begun = (directory / "begun").stat().st_mtime_ns
-    for _ in range(3000):
-        if (directory / "complete").exists():
-            break
-        time.sleep(0.1)
-    files = sorted(directory.iterdir())
-    done = run("--prompt", QUESTION, "--temperature", "0", "--effort", "high", env=env)
-    assert (done.returncode, done.stdout.decode(), done.stderr.decode()) == (0, ANSWER + "\n", "")
-    assert len(files) > 30 and sorted(directory.iterdir()) == files
-    assert (directory / "begun").stat().st_mtime_ns == begun  # one process compiled for both
-
-
-def test_the_model_changes_over_in_the_middle_of_a_reply(monkeypatch):
-    monkeypatch.setattr(simd, "all_compiled", lambda: next(answers))
-    monkeypatch.setattr(subprocess, "Popen", lambda *args, **kwargs: None)
-    answers = iter([False] * 20 + [True])  # at loading, at 19 steps, and at the 20th; then it is asked no more
-    model = gptoss.load(ROOT / "nano", backend="numpy", model=chat.Changeover)
-    chat.prepare(model, ROOT / "nano", None)
-    assert model.operations.attention is gptoss.attention
-    engine = LocalEngine(model)
-    pieces = Conversation(engine, tokenizers.load(ROOT / "nano")).ask(QUESTION, temperature=0)
-    assert "".join(text for channel, text in pieces if channel == "final") == ANSWER
-    assert model.operations.attention is kernels.attention and not list(answers)
-
-
-def test_a_large_model_waits_and_shows_how_far_it_is(monkeypatch, capsys):
-    monkeypatch.setattr(simd, "all_compiled", lambda: False)
-    monkeypatch.setattr(chat, "SMALL", 0)
-    model = gptoss.load(ROOT / "nano", backend="numpy", model=chat.Changeover)
-    chat.prepare(model, ROOT / "nano", chat.Screen())
-    assert model.operations.attention is kernels.attention
-    said = capsys.readouterr().err.splitlines()
-    assert said[0] == "The first run compiles the kernels: 1 of 7, rms_norm" and len(said) == 7
-    assert said[-1] == "The first run compiles the kernels: 7 of 7, experts"
