@@ -115,7 +115,7 @@ def test_a_difference_is_real(difference):
 
 NAMES = ["a", "b", "name", "kind", "é", 'say "hi"', "\n", "😀", "a/b", ""]
 TEXTS = ["", "a", "ab", "celsius", "é", "日本", "😀", 'q"\\/', "\t\x01", "\x7f", "e\u0301", "\U0010ffff", "\u2028"]
-CONSTANTS = [*TEXTS, None, True, False, 0, 1, -7, 2.5, 1e-7, 3.0, [], [1, "a"], {}, {"a": [None], "é": {"b": 1}}]
+CONSTANTS = [*TEXTS, None, True, False, 0, 1, -7, 2.5, 1e-7, 3.0]
 
 
 def some_value(rng, depth=2):
@@ -125,7 +125,7 @@ def some_value(rng, depth=2):
         return [some_value(rng, depth - 1) for _ in range(rng.randrange(3))]
     if kind == 6:
         return {rng.choice(NAMES): some_value(rng, depth - 1) for _ in range(rng.randrange(3))}
-    return [rng.choice(TEXTS), rng.randrange(-20, 20), rng.choice([0.5, -2.25, 1e30, 3.0]), rng.random() < 0.5,
+    return [rng.choice(TEXTS), rng.randrange(-20, 20), rng.choice([0.5, -2.25, 12345.0625, 3.0]), rng.random() < 0.5,
             None][kind]
 
 
@@ -166,8 +166,6 @@ def some_schema(rng, depth=3):
             schema = {"type": "array", **bounds(rng, 0, 4, "minItems", "maxItems")}
             if rng.random() < 0.8:
                 schema["items"] = inner()
-            if rng.random() < 0.3:
-                schema["prefixItems"] = [inner() for _ in range(rng.randrange(1, 3))]
             return schema
         case "object":
             names = rng.sample(NAMES, rng.randrange(5))
@@ -234,8 +232,7 @@ def value_of(schema, root, rng, depth=6):
             return None
         case "array":
             size = rng.randrange(schema.get("minItems", 0), max(schema.get("maxItems", 3), schema.get("minItems", 0)) + 1)
-            parts = schema.get("prefixItems", [])
-            return [inner(parts[n] if n < len(parts) else schema.get("items", True)) for n in range(size)]
+            return [inner(schema.get("items", True)) for _ in range(size)]
     value = {name: inner(part) for name, part in schema.get("properties", {}).items()
              if name in schema.get("required", []) or rng.random() < 0.5}
     rest = schema.get("additionalProperties", True)
@@ -290,7 +287,7 @@ def test_random_schemas_and_documents():
         try:
             grammar = Grammar(schema)
         except GrammarError as error:
-            assert str(error).endswith("found nothing"), schema
+            assert str(error).endswith("found what none does"), schema
             assert not any(valid for _, valid in documents), schema
             seen["empty"] += 1
             continue
