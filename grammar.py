@@ -8,22 +8,21 @@ For {"type": "array", "items": {"type": "integer"}}:
     read     the stacks, the top at the left           what may follow
              [ space elements                          [
     [        space elements                            blank, line feed, ], or an integer: - 0 1 ... 9
-    [-       digits space elements                     0 1 ... 9
     [-7      digits space elements, space elements     0 1 ... 9, blank, line feed, comma, ]
     [-7]     the empty stack                           nothing: the text is complete
 
 The second half of this file makes nodes of a schema, once. The first half makes symbols of nodes, as they are needed.
-Stacks are linked lists that share their ends; they never change, so to ask about a token costs nothing but the asking.
+Stacks are linked lists that share their ends and never change: one may ask about a token without taking it.
 
-From every state the text can be completed: what nothing satisfies is left out when the nodes are made. Every keyword is
-obeyed, or the schema is refused. JSON Schema (2020-12) is about values. As to their texts:
+Every keyword is obeyed, or the schema is refused, and from every state the text can be completed: what nothing
+satisfies is left out. JSON Schema (draft 2020-12) speaks of values. Of the texts of a value these are allowed:
 
-- Properties come in the order of the schema, then additional ones. No key comes twice, however it is spelled.
-- Between tokens is nothing, a blank, or a line feed and up to 40 blanks or tabs. Around the value is nothing.
-- Strings are well-formed UTF-8. Characters may be escaped, but there is no half of a surrogate pair.
-- Integers have up to 20 digits. Numbers have up to 20 before the point, 20 after it, and an exponent of one or two; with
-  a minimum or maximum, no exponent. In an enum or a const they are written as Python writes them.
-- Values are nested up to 64 levels deep.
+- Properties in the order of the schema, then additional ones. No key twice, in whatever way it is spelled.
+- Between tokens nothing, a blank, or a line feed and up to 40 blanks or tabs. Around the value nothing.
+- Strings in UTF-8, any character of which may be escaped. Half a surrogate pair is no character.
+- Integers of up to 20 digits, without point or exponent. Numbers with 20 more after the point and an exponent of one or
+  two digits; with a minimum or a maximum: no exponent. Constants as json.dumps writes them, without blanks.
+- Values nested up to 64 levels deep.
 
 This file knows no tokens and no model.
 """
@@ -158,15 +157,9 @@ def exponent():
     yield from [(), (b"eE", (some, b"+-", 1), DIGIT, (some, DIGIT, 1))]
 
 
-def bounded(low, high, places):
-    """A number from low to high, which count 10**-places, with up to so many places after the point."""
-    if high >= 0:
-        yield ((decimal, max(low, 0), high, places, ""),)
-    if low < 0:
-        yield b"-", (decimal, max(-high, 0), -low, places, "")
-
 def decimal(low, high, places, read):
-    """What follows `read`, the first characters of a number without a sign."""
+    """What follows `read`, the first characters of a number without a sign that has up to so many places after the
+    point. low and high count units of the last of these places, and are not negative."""
     if read[-1:].isdigit() and low <= Fraction(read) * 10**places <= high:
         yield ()
     for char in "0123456789.":
@@ -174,7 +167,7 @@ def decimal(low, high, places, read):
         if re.fullmatch(r"(0|[1-9]\d*)(\.\d*)?", read + char) and len(decimals) <= places >= len(point):
             unit = 10 ** (places - len(decimals))
             first = int(whole + decimals) * unit
-            if any(first * 10**n <= high and (first + unit) * 10**n > low  # with n more digits before the point
+            if any(first * 10**n <= high and (first + unit) * 10**n > low  # if n more digits come before the point
                    for n in range(1 if point or not first else DIGITS)):
                 yield char.encode(), (decimal, low, high, places, read + char)
 
@@ -182,43 +175,35 @@ def decimal(low, high, places, read):
 # ---- Rules: values --------------------------------------------------------------------------------------------------
 
 class Node:
-    """A schema. What satisfies one of the choices satisfies it. A choice is (levels, needed, rule, shape): by how many
-    levels it is nested deeper than all of the nodes that it needs, and the rule of its text."""
-    choices, height = (), math.inf  # height: how deep the flattest value is nested; inf: nothing satisfies this
+    """A schema: satisfied by what satisfies one of its choices. A choice is (levels, needed, rule, *arguments): the
+    rule of its text, the nodes without which there is none, and how many levels they are nested inside."""
+    choices, height = (), math.inf  # height: how deep the flattest text is nested; inf: there is none
 
 def height(choice):
     return choice[0] + max((node.height for node in choice[1]), default=0)
 
 
 def value(node, room):
-    """A value nested up to `room` deep. What needs more room is not begun: it could not be completed."""
+    """A value nested up to `room` levels deep. What needs more is not begun, because it could not be completed."""
     for choice in node.choices:
         if height(choice) <= room:
-            levels, _, rule, shape = choice
-            yield ((rule, shape, room - levels),)
+            levels, _, *rule = choice
+            yield ((*rule, room - levels),)
 
 def scalar(symbols, room):
     yield symbols
 
 
-@dataclass(eq=False)
-class Array:
-    prefix: list  # nodes of the first elements
-    rest: Node  # of all further ones
-    least: int
-    most: float
+def array(item, least, most, room):
+    yield b"[", SPACE, (elements, item, least, most, True, room)
 
-def array(shape, room):
-    yield b"[", SPACE, (elements, shape, 0, room)
-
-def elements(shape, n, room):
-    """What stands where element n begins, or a comma before it."""
-    if n >= shape.least:
+def elements(item, least, most, first, room):
+    """What stands where an element begins, or a comma before it."""
+    if not least:
         yield (b"]",)
-    node = shape.prefix[n] if n < len(shape.prefix) else shape.rest
-    if n < shape.most and node.height <= room:
-        after = n + 1 if shape.most < math.inf else min(n + 1, max(len(shape.prefix), shape.least, 1))  # few states
-        yield *((b",", SPACE) if n else ()), (value, node, room), SPACE, (elements, shape, after, room)
+    if most and item.height <= room:
+        comma = () if first else (b",", SPACE)
+        yield *comma, (value, item, room), SPACE, (elements, item, max(least - 1, 0), most - 1, False, room)
 
 
 @dataclass(eq=False)
@@ -234,7 +219,8 @@ def members(shape, n, taken, first, room):
     if not any(required for _, _, required in shape.properties[n:]):
         yield (b"}",)
     if any(keys(shape, n, taken, room)):
-        yield *(() if first else (b",", SPACE)), b'"', (keys, shape, n, taken, room)
+        comma = () if first else (b",", SPACE)
+        yield *comma, b'"', (keys, shape, n, taken, room)
 
 def keys(shape, n, taken, room):
     """What follows the opening quote of a key. taken: the names that an additional property cannot have."""
@@ -280,11 +266,11 @@ SCHEMAS = "a list that is not empty", lambda found: isinstance(found, list) and 
 KEYWORDS = {
     "type": ("a type or a list of types", lambda found: all(kind in KINDS.values() for kind in as_list(found))),
     "const": ANY, "enum": ("a list", lambda found: isinstance(found, list)),
-    "properties": ("an object", lambda found: isinstance(found, dict)), "additionalProperties": ANY,
+    "properties": ("an object", lambda found: isinstance(found, dict)), "additionalProperties": ANY, "items": ANY,
     "required": ("a list of names", lambda found: isinstance(found, list) and all(isinstance(n, str) for n in found)),
-    "prefixItems": SCHEMAS, "items": ANY, "minItems": COUNT, "maxItems": COUNT, "minLength": COUNT, "maxLength": COUNT,
-    "minimum": BOUND, "maximum": BOUND, "exclusiveMinimum": BOUND, "exclusiveMaximum": BOUND,
-    "allOf": SCHEMAS, "anyOf": SCHEMAS, "oneOf": SCHEMAS,
+    **dict.fromkeys(("minItems", "maxItems", "minLength", "maxLength"), COUNT),
+    **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), BOUND),
+    **dict.fromkeys(("allOf", "anyOf", "oneOf"), SCHEMAS),
     "$ref": ("# or #/...", lambda found: isinstance(found, str) and (found + "/").startswith("#/"))}
 ANNOTATIONS = {"title", "description", "default", "examples", "$schema", "$id", "$comment", "deprecated", "readOnly",
                "writeOnly", "discriminator", "$defs", "definitions"}  # the last two hold what is referred to
@@ -314,8 +300,8 @@ class Grammar:
         while before != (before := [node.height for node in nodes]):  # what needs itself for ever stays at inf
             for node in nodes:
                 node.height = min(map(height, node.choices), default=math.inf)
-        expect(root.height <= LEVELS, GrammarError, "schema", f"something that satisfies it, up to {LEVELS} levels deep",
-               "nothing")
+        expect(root.height <= LEVELS, GrammarError, "schema",
+               f"what some value satisfies, nested up to {LEVELS} levels deep", "what none does")
         self.start = settle([((value, root, LEVELS), ())])
 
     def advance(self, state, data):
@@ -334,15 +320,14 @@ class Grammar:
         key = json.dumps(schema)
         if key not in self._nodes:
             node = self._nodes[key] = Node()
-            if schema is not False:
-                schema = checked(schema, where)
-                keyword = next(filter(schema.__contains__, ("$ref", "allOf", "anyOf", "oneOf")), None)
-                if keyword:
-                    choices = self._references(schema, keyword, where)
-                else:
-                    choices = (self._kinds if constants(schema) is None else self._constants)(schema, where)
-                node.choices = list(choices)
+            node.choices = [*self._choices(checked(schema, where), where)] if schema is not False else []
         return self._nodes[key]
+
+    def _choices(self, schema, where):
+        for keyword in "$ref", "allOf", "anyOf", "oneOf":
+            if keyword in schema:
+                return self._references(schema, keyword, where)
+        return self._kinds(schema, where) if constants(schema) is None else self._constants(schema, where)
 
     def _references(self, schema, keyword, where):
         """The choices of a schema that refers to others. What it says beside that holds for each of them."""
@@ -350,41 +335,35 @@ class Grammar:
         parts = {f"{where}.{keyword}[{n}]": part for n, part in enumerate(schema[keyword])}
         if keyword == "$ref":
             parts = {"schema" + unquote(schema["$ref"][1:]).replace("/", "."): self._target(schema, where)}
-        elif keyword == "allOf" and len(parts) > 1:
-            beside["allOf"], parts = schema["allOf"][1:], dict([*parts.items()][:1])
+        expect(keyword != "allOf" or len(parts) == 1, GrammarError, f"{where}.allOf", "one schema", f"{len(parts)}")
         for name, part in parts.items():
             node = self._node(both(beside, part, name), name)
             yield 0, [node], value, node
         if keyword == "oneOf":
             targets = [self._target(part, name) for name, part in parts.items()]
             expect(all(apart(*pair) for pair in combinations(targets, 2)), GrammarError, f"{where}.oneOf",
-                   "alternatives that differ in type, or in a constant that is required", "some that may overlap")
+                   "alternatives of different types, or with different constants as a required property",
+                   "some that may overlap")
 
     def _target(self, schema, where):
-        """What a schema refers to; itself if it does not."""
+        """What a schema refers to; if it refers to nothing, itself."""
         if not isinstance(schema, dict) or "$ref" not in schema:
             return schema
         found = self._schema
         for name in unquote(schema["$ref"]).split("/")[1:]:
             found = found.get(name.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
-            expect(found is not None, GrammarError, f"{where}.$ref", "what the schema has", schema["$ref"])
+            expect(found is not None, GrammarError, f"{where}.$ref", "what there is in the schema", schema["$ref"])
         return found
 
     def _constants(self, schema, where):
         beside = min(schema.keys() - {"enum", "const", "type"}, default=None)
         expect(beside is None, GrammarError, where, "nothing but a type beside an enum or a const", beside)
         found = [constant for constant in constants(schema) if KINDS[type(constant)] in kinds_of(schema)]
-        if texts := tuple(constant for constant in found if isinstance(constant, str)):
+        if texts := tuple(text for text in found if isinstance(text, str)):
             yield 0, [], scalar, (b'"', (one_of, texts))
         for constant in found:
-            if isinstance(constant, dict):
-                yield from self._kinds({"type": "object", "properties": {name: {"const": constant[name]} for name in constant},
-                                        "required": [*constant], "additionalProperties": False}, where)
-            elif isinstance(constant, list):
-                yield from self._kinds({"type": "array", "prefixItems": [{"const": item} for item in constant],
-                                        "minItems": len(constant), "maxItems": len(constant)}, where)
-            elif not isinstance(constant, str):
-                yield 0, [], scalar, exactly(json.dumps(constant))
+            if not isinstance(constant, str):
+                yield 0, [], scalar, exactly(json.dumps(constant, ensure_ascii=False, separators=(",", ":")))
 
     def _kinds(self, schema, where):
         kinds = kinds_of(schema)
@@ -398,14 +377,12 @@ class Grammar:
             yield 1, [nodes[name] for name in required], object, shape
         least, most = schema.get("minItems", 0), schema.get("maxItems", math.inf)
         if "array" in kinds and least <= most:
-            prefix = [self._node(part, f"{where}.prefixItems[{n}]")
-                      for n, part in enumerate(schema.get("prefixItems", ()))]
-            rest = self._node(schema.get("items", True), f"{where}.items")
-            yield 1, [*prefix, rest][:least], array, Array(prefix, rest, least, most)
+            item = self._node(schema.get("items", True), f"{where}.items")
+            yield 1, [item][:least], array, item, least, most
         least, most = schema.get("minLength", 0), schema.get("maxLength", math.inf)
         if "string" in kinds and least <= most:
             yield 0, [], scalar, (b'"', String(least, most))
-        if "integer" in kinds:  # as it is wherever "number" is
+        if "integer" in kinds:  # and it is wherever "number" is
             yield from numbers(schema, DIGITS if "number" in kinds else 0)
         for text in ["true", "false"] * ("boolean" in kinds) + ["null"] * ("null" in kinds):
             yield 0, [], scalar, exactly(text)
@@ -428,32 +405,30 @@ def both(one, other, where):
         return other
     if other is True:
         return one
-    other = checked(other, where)
-    merged = one | other
+    merged = one | checked(other, where)
     for keyword in one.keys() & other.keys():
         if keyword == "type":
             merged["type"] = sorted(kinds_of(one) & kinds_of(other))
-        elif keyword == "required":
-            merged["required"] = [*dict.fromkeys(one["required"] + other["required"])]
         else:
-            expect(same(one[keyword], other[keyword]), GrammarError, where, "no two different ...", keyword)
-    for keyword, depends in ("additionalProperties", "properties"), ("items", "prefixItems"):
-        for schema in one, other:
-            expect(keyword not in schema or depends in schema or depends not in merged, GrammarError, where,
-                   f"{keyword} only beside ...", keyword)
+            expect(same(one[keyword], other[keyword]), GrammarError, where, "keywords that stand only once", keyword)
+    lists = [{"properties", "additionalProperties"} & schema.keys() for schema in (one, other)]
+    expect(not all(lists), GrammarError, where, "properties in one place", "them here and beside it")
     return merged
 
 
 def numbers(schema, places):
     """The choices of a number with up to so many places after the point, or of an integer if there are none."""
     bounds = {keyword: Fraction(str(schema[keyword])) * 10**places for keyword in schema if KEYWORDS[keyword] is BOUND}
+    if not bounds:
+        yield 0, [], scalar, ((integer,), (fraction,), (exponent,)) if places else ((integer,),)
+        return
     low, high = 1 - 10 ** (DIGITS + places), 10 ** (DIGITS + places) - 1
     low = max(low, math.ceil(bounds.get("minimum", low)), math.floor(bounds.get("exclusiveMinimum", low - 1)) + 1)
     high = min(high, math.floor(bounds.get("maximum", high)), math.ceil(bounds.get("exclusiveMaximum", high + 1)) - 1)
-    if not bounds:
-        yield 0, [], scalar, ((integer,), (fraction,), (exponent,)) if places else ((integer,),)
-    elif low <= high:
-        yield 0, [], scalar, ((bounded, low, high, places),)
+    if max(low, 0) <= high:
+        yield 0, [], scalar, ((decimal, max(low, 0), high, places, ""),)
+    if low <= min(high, -1):
+        yield 0, [], scalar, (b"-", (decimal, max(-high, 0), -low, places, ""))
 
 
 def apart(one, other):
