@@ -11,7 +11,6 @@ import math
 import os
 import stat
 import sys
-import time
 from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
@@ -32,58 +31,6 @@ SAMPLING = {"temperature": (float, 0, math.inf), "top_p": (float, 1e-9, 1), "top
 ALIASES = {"clear": "reset", "new": "reset", "bye": "exit", "quit": "exit", "q": "exit", "?": "help", "regen": "retry",
            "regenerate": "retry", "think": "effort"}
 NEARLY = 0.8  # of the context: when to say that it fills
-
-
-class Meter:
-    """An engine that counts what another one reads and generates, and how long that takes."""
-
-    def __init__(self, engine):
-        self.engine, self.context, self.ids = engine, engine.context, None
-        self.processes_logits = getattr(engine, "processes_logits", True)
-        self.used = self.prompt = self.known = self.generated = self.new = 0
-        self.began = self.read = self.rate = 0.0
-        self.steps = 0  # of the model: a token through a layer is one
-
-    def generate(self, tokens, **sampling):
-        self.began, self.read, self.steps = time.perf_counter(), 0.0, self._steps()
-        ids = self.engine.generate(tokens, **sampling)
-        cache = getattr(self.engine, "cache", None)
-        self.prompt, self.known, self.generated = len(tokens), cache.length if cache else 0, 0
-        self.used, self.ids, self.new = len(tokens), list(tokens), self.known
-        return self._count(ids)
-
-    def _count(self, ids):
-        for id in ids:
-            self.read = self.read or time.perf_counter() - self.began
-            self.generated, self.used = self.generated + 1, self.used + 1
-            self.rate = (self.generated - 1) / max(time.perf_counter() - self.began - self.read, 1e-9)
-            self.ids.append(id)
-            yield id
-
-    def _steps(self):
-        return self.engine.model.steps if hasattr(self.engine, "cache") else 0
-
-    def unseen(self):
-        """The ids that the model has read or written since the last time that it was asked for them."""
-        new, self.new = (self.ids or [])[self.new :], len(self.ids or [])
-        return new
-
-    @property
-    def stats(self):
-        return (f"{self.prompt} tokens of prompt, {self.known} of them known, read in {self.read:.2f} s; "
-                f"{self.generated} generated, {self.rate:.1f} tokens/s")
-
-    def waiting(self):
-        """How far the model is with reading, as a line."""
-        if self.ids is None or self.read:
-            return "..."
-        seconds, total = time.perf_counter() - self.began, self.prompt - self.known
-        if not hasattr(self.engine, "cache"):
-            return f"waiting for the server, {seconds:.0f} s"
-        part = min((self._steps() - self.steps) / (total * len(self.engine.model.layers)), 1)
-        left = f", {seconds / part - seconds:.0f} s left" if part > 0.02 else ""
-        bar = "\u2588" * round(20 * part)
-        return f"reading {total:,} tokens  {bar:\u2591<20}  {part:.0%}{left}"
 
 
 class Chat:
@@ -121,6 +68,8 @@ class Chat:
                 continue
             name, _, argument = line.partition(" ")
             try:
+                if not line:
+                    continue
                 if not line.startswith("/"):
                     self.answer(line)
                 elif (name := ALIASES.get(name[1:], name[1:])) == "exit":
@@ -264,7 +213,7 @@ class Chat:
         if argument:
             confirm = partial(self.screen.confirm, "")
             engine, tokenizer, self.name = local_engine(argument, self.screen, confirm)
-            self.conversation.engine, self.conversation.tokenizer = Meter(engine), tokenizer
+            self.conversation.engine, self.conversation.tokenizer = models.Meter(engine), tokenizer
             self.screen.note(f"model {self.name}; the conversation goes on")
             return
         for name, directory, size, about in models.available():
@@ -426,10 +375,10 @@ def run(args, screen, stack):
         engine = RemoteEngine(args.server, args.server_model, api_key=key, stop=stop)
         name, random = engine.model, True
     else:
-        engine, tokenizer, name = local_engine(args.model or "nano", screen, agree)
+        engine, tokenizer, name = local_engine(args.model or models.NANO, screen, agree)
         random = engine.model.config.do_sample
     instructions, effort, history = transcript.load(args.load) if args.load else (None, None, [])
-    conversation = Conversation(Meter(engine), tokenizer, effort=args.effort or effort or "medium",
+    conversation = Conversation(models.Meter(engine), tokenizer, effort=args.effort or effort or "medium",
                                 instructions=instructions if args.system is None else args.system,
                                 schema=read_schema(args.schema) if args.schema else None)
     conversation.history += history

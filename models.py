@@ -1,4 +1,5 @@
-"""A model by its name, ready at once: where its weights are, how they come here, and the kernels compiled meanwhile.
+"""A model by its name, ready at once: where its weights are, how they come here, the kernels compiled meanwhile, and
+how fast it is.
 
 A name is a directory; a model of the Hugging Face Hub, "owner/name" or "owner/name@revision"; or one of NAMES. A model
 of the Hub is looked for in the cache that Hugging Face's programs share, and downloaded into it if it is not there.
@@ -193,13 +194,19 @@ def refusal(error, repository, revision, said):
 # ---- The kernels ----------------------------------------------------------------------------------------------------
 
 class Changeover(gptoss.Model):
-    """A model that is loaded for NumPy and computes with the kernels once those are compiled."""
-    changed = False
+    """A model that is loaded for NumPy and computes with the kernels once those are compiled. `steps` counts how far it
+    is: one token through one layer is one."""
+    changed, steps = False, 0
 
     def __call__(self, *args, **kwargs):
         if not self.changed and simd.all_compiled():
             self.change_over()
         return super().__call__(*args, **kwargs)
+
+    def mlp(self, i, x):
+        y = super().mlp(i, x)
+        self.steps += len(x)
+        return y
 
     def change_over(self):
         self.operations, self.changed = gptoss.operations_of("numba"), True
@@ -257,3 +264,57 @@ def compile_quietly():
     if hasattr(os, "nice"):  # Windows has none
         os.nice(10)  # the reply comes first
     compile_kernels(lambda state: None)
+
+
+# ---- How far it is, and how fast -------------------------------------------------------------------------------------
+
+class Meter:
+    """An engine that counts what another one reads and generates, and how long that takes."""
+
+    def __init__(self, engine):
+        self.engine, self.context, self.ids = engine, engine.context, None
+        self.processes_logits = getattr(engine, "processes_logits", True)
+        self.used = self.prompt = self.known = self.generated = self.new = 0
+        self.began = self.read = self.rate = 0.0
+        self.steps = 0  # of the model: a token through a layer is one
+
+    def generate(self, tokens, **sampling):
+        self.began, self.read, self.steps = time.perf_counter(), 0.0, self._steps()
+        ids = self.engine.generate(tokens, **sampling)
+        cache = getattr(self.engine, "cache", None)
+        self.prompt, self.known, self.generated = len(tokens), cache.length if cache else 0, 0
+        self.used, self.ids, self.new = len(tokens), list(tokens), self.known
+        return self._count(ids)
+
+    def _count(self, ids):
+        for id in ids:
+            self.read = self.read or time.perf_counter() - self.began
+            self.generated, self.used = self.generated + 1, self.used + 1
+            self.rate = (self.generated - 1) / max(time.perf_counter() - self.began - self.read, 1e-9)
+            self.ids.append(id)
+            yield id
+
+    def _steps(self):
+        return self.engine.model.steps if hasattr(self.engine, "cache") else 0
+
+    def unseen(self):
+        """The ids that the model has read or written since the last time that it was asked for them."""
+        new, self.new = (self.ids or [])[self.new :], len(self.ids or [])
+        return new
+
+    @property
+    def stats(self):
+        return (f"{self.prompt} tokens of prompt, {self.known} of them known, read in {self.read:.2f} s; "
+                f"{self.generated} generated, {self.rate:.1f} tokens/s")
+
+    def waiting(self):
+        """How far the model is with reading, as a line."""
+        if self.ids is None or self.read:
+            return "..."
+        seconds, total = time.perf_counter() - self.began, self.prompt - self.known
+        if not hasattr(self.engine, "cache"):
+            return f"waiting for the server, {seconds:.0f} s"
+        part = min((self._steps() - self.steps) / (total * len(self.engine.model.layers)), 1)
+        left = f", {seconds / part - seconds:.0f} s left" if part > 0.02 else ""
+        bar = "\u2588" * round(20 * part)
+        return f"reading {total:,} tokens  {bar:\u2591<20}  {part:.0%}{left}"

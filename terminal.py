@@ -20,7 +20,6 @@ import sys
 import threading
 import time
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
-from itertools import chain
 from pathlib import Path
 
 from rich.cells import chop_cells
@@ -60,7 +59,7 @@ class Screen:
             if not self.terminal:
                 if channel == "note":
                     print(f"chat.py: {clean(text)}", file=sys.stderr)
-                elif channel == "final":
+                elif channel in ("final", "raw"):
                     print(text, end="", flush=True)
                     shown = channel
                 continue
@@ -136,6 +135,7 @@ class Terminal(Screen):
             completer=completer(words), complete_while_typing=False, reserve_space_for_menu=0, erase_when_done=True,
             key_bindings=self._keys(), refresh_interval=0.25, enable_open_in_editor=True, tempfile_suffix=".md")
         self.session.default_buffer.accept_handler = self._accept
+        self.session.app.input.cooked_mode = nullcontext  # in which it prints: there, what is typed would be echoed
 
     def __enter__(self):
         from prompt_toolkit.patch_stdout import StdoutProxy

@@ -1,5 +1,6 @@
-"""The terminal chat: what a person sees, with the bundled model. (What is said in it: test_conversation.py.)"""
+"""The terminal chat as a command. (What is said in it: test_conversation.py; a person at it: test_terminal.py.)"""
 
+import json
 import os
 import pty
 import re
@@ -91,12 +92,59 @@ def test_commands_and_questions_through_a_pipe():
     done = run("--temperature", "0", input="\n".join(lines).encode())
     assert done.returncode == 0 and done.stdout.decode() == f"{ANSWER}\n{ANSWER}\n"
     said = done.stderr.decode()
-    for expected in ("/effort low|medium|high   how long to think before answering (now: medium)", "effort high",
+    for expected in ("/effort low|medium|high     how long to think before answering", "effort high",
                      "/effort: expected low, medium, high, found 'huge'", "tokens/s", "The conversation is forgotten.",
                      "/nonsense: no such command"):
         assert expected in said
     # After /reset the same is asked: the model has read all of it, and reads the last token again for its logits.
     assert re.findall(r"(\d+) tokens of prompt, (\d+) of them known", said) == [("96", "0"), ("96", "95")]
+
+
+def test_a_pipe_is_put_after_the_prompt():
+    done = run("--max-tokens", "1", "--raw", "--prompt", "What is this?", input=b"12 + 30\n")
+    assert done.returncode == 0 and "<|start|>user<|message|>What is this?\n\n12 + 30<|end|>" in done.stdout.decode()
+
+
+def test_a_reply_in_json():
+    """One object for each question, with the thoughts and the call."""
+    done = run("--temperature", "0", "--json", "--effort", "high", input=f"{QUESTION}\n{QUESTION}\n".encode())
+    first, second = map(json.loads, done.stdout.splitlines())
+    assert first["content"] == second["content"] == ANSWER and first["reasoning"] and first["notes"] == []
+    assert first["role"] == "assistant" and first["messages"] == [
+        {"role": "assistant", "content": ANSWER, "reasoning": first["reasoning"]}]
+    assert 0 < first["usage"]["completion_tokens"] < first["usage"]["prompt_tokens"] < second["usage"]["prompt_tokens"]
+
+
+def test_a_function_in_a_pipe(tmp_path):
+    """Called, and its result used; what it does wrong is told to the model and to nobody else."""
+    file = tmp_path / "calc.py"
+    file.write_text('def calculator(expression: str) -> str:\n    """Computes an expression."""\n    return "944"\n')
+    done = run("--temperature", "0", "--tools", file, "--prompt", "What is 23 * 41?")
+    assert (done.returncode, done.stdout.decode(), done.stderr.decode()) == (0, "23 \u00d7 41 = 944\n", "")
+    file.write_text(file.read_text().replace('return "944"', "1 / 0"))
+    done = run("--temperature", "0", "--tools", file, "--json", "--prompt", "What is 23 * 41?")
+    told = [message["content"] for message in json.loads(done.stdout)["messages"] if message["role"] == "tool"]
+    assert told[0].startswith("Error: ZeroDivisionError: division by zero (calc.py, line 3)") and not done.stderr
+
+
+def test_an_answer_of_a_schema(tmp_path):
+    schema = {"type": "object", "properties": {"answer": {"enum": [1, 2]}}, "required": ["answer"],
+              "additionalProperties": False}
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    done = run("--temperature", "0", "--schema", tmp_path / "schema.json", "--prompt", QUESTION)
+    assert done.returncode == 0 and json.loads(done.stdout)["answer"] in (1, 2)
+
+
+def test_a_conversation_goes_on(tmp_path):
+    """--load brings back what was said, the effort and the instructions; options come before the file's."""
+    lines = [QUESTION, f"/save {tmp_path}/talk.json", "/nonsense"]
+    run("--temperature", "0", "--effort", "low", "--system", "Be brief.", input="\n".join(lines).encode())
+    done = run("--temperature", "0", "--load", tmp_path / "talk.json", "--raw", "--prompt", "Hello!")
+    text = done.stdout.decode()
+    assert "Reasoning: low" in text and "Be brief." in text and f"{QUESTION}<|end|>" in text and ANSWER in text
+    assert text.rstrip().endswith("<|return|>")
+    done = run("--load", tmp_path / "talk.json", "--effort", "high", "--raw", "--prompt", "Hello!")
+    assert "Reasoning: high" in done.stdout.decode()
 
 
 def test_a_bad_line_in_a_pipe_does_not_end_the_conversation():
@@ -118,6 +166,18 @@ def test_a_bad_line_in_a_pipe_does_not_end_the_conversation():
     (["--prompt", b"\xff"], "surrogate"),
     (["--prompt", "a b " * 5000], "at most 4096, the context"),
     (["--frob"], "unrecognized arguments: --frob"),
+    (["--load", "nowhere.json"], "nowhere.json: expected a saved conversation, found no such file"),
+    (["--load", "nano/config.json"], "nano/config.json: messages: expected a list, found None"),
+    (["--schema", "nowhere.json"], "nowhere.json"),
+    (["--schema", "README.md"], "README.md: expected a JSON schema, found Expecting value"),
+    (["--schema", "nano/config.json"], "schema: expected keywords that a grammar can enforce, found architectures"),
+    (["--tools", "nowhere.py"], "nowhere.py: expected a Python file, found none"),
+    (["--tools", "README.md"], "README.md: expected a file that can be imported, found SyntaxError"),
+    (["--browser", "nowhere"], "nowhere"),
+    (["--apply-patch", "nowhere"], "nowhere: expected a folder, found none"),
+    (["--server", "nowhere"], "the server's address: expected one like http://host:8000, found nowhere"),
+    (["--server-model", "m"], "--server-model: expected --server with it, found none"),
+    (["--server", "http://127.0.0.1:9", "--model", "nano"], "http://127.0.0.1:9: expected an answer, found Connec"),
 ], ids=str)
 def test_bad_input_gets_one_line_and_status_2(arguments, message):
     extra = [] if "--prompt" in arguments else ["--prompt", "Hi"]

@@ -1,18 +1,14 @@
 """grammar.py against llguidance and jsonschema; against itself: every state can be completed; schemas that are refused."""
 
-import heapq
 import json
 import random
 import re
-from fractions import Fraction
 
 import jsonschema
 import llguidance
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from grammar import BLANKS, DIGITS, LEVELS, Grammar, GrammarError, step
+from grammar import BLANKS, DIGITS, LEVELS, Grammar, GrammarError
 
 SCHEMAS, DOCUMENTS = 2_000, 5  # of each schema so many documents: 10,000 in all
 

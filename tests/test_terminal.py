@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 from person import Person
 from scripted import Scripted
-from test_remote import COMPLETIONS, CUT, WAIT, serve, vllm, vllm_event  # noqa: F401  (serve is a fixture)
+from servers import COMPLETIONS, CUT, WAIT, vllm, vllm_event
 
 import tokenizer as tokenizers
 
@@ -140,8 +140,8 @@ def test_save_and_load(person, tmp_path):
 def test_several_lines(person):
     """A backslash, three quotes and a paste make one question of several lines. Tab completes."""
     one = person()
-    keys = ("What is\\\r12 + 30?\r", '"""\rWhat is\r12 + 30?"""\r', "\x1b[200~What is\n12 + 30?\x1b[201~\r")
-    for n, keys in enumerate(keys, 1):
+    ways = ("What is\\\r12 + 30?\r", '"""\rWhat is\r12 + 30?"""\r', "\x1b[200~What is\n12 + 30?\x1b[201~\r")
+    for n, keys in enumerate(ways, 1):
         one.types(f"{keys}/reset\r")
         one.sees(rf"(^> What is\n12 \+ 30\?\n\n.*{ANSWER}\n.*The conversation is forgotten.*){{{n}}}")
     one.types("/effo\t")
@@ -189,7 +189,7 @@ def script():
 
 
 def answering(serve, script, *replies):
-    """A server that answers each request with the next reply, a token at a time. CUT and WAIT: see test_remote.py."""
+    """A server that answers each request with the next reply, a token at a time. CUT and WAIT: see servers.py."""
     replies = [list(reply) if isinstance(reply, list) else [reply] for reply in replies]
 
     def answer(body):
@@ -244,8 +244,8 @@ def test_no_is_told_to_the_model(person, serve, script):
 
 
 def test_a_reply_is_shown_as_it_comes_and_stopped_at_the_server(person, serve, script):
-    server = answering(serve, script, ["[channel]analysis[message]A thought.[end][start]assistant[channel]final[message]"
-                                       "It begins", WAIT], "[channel]final[message]Again.[return]")
+    begun = "[channel]analysis[message]A thought.[end][start]assistant[channel]final[message]It begins"
+    server = answering(serve, script, [begun, WAIT], "[channel]final[message]Again.[return]")
     one = person("--server", server.url, "--model", "nano")
     one.types("What is it?\r")
     one.sees(r"^A thought\.\n.*^It begins\n>$")

@@ -1,7 +1,6 @@
 """The loop of calls and results, with scripted engines: what the model is told, what is shown, kept and read."""
 
 import re
-from contextlib import closing
 from pathlib import Path
 
 import pytest
