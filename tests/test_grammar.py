@@ -4,21 +4,14 @@ that are refused."""
 import json
 import random
 import re
-<<<<<<< HEAD
-=======
 from collections import Counter
 from fractions import Fraction
->>>>>>> grammar
 
 import jsonschema
 import llguidance
 import pytest
 
-<<<<<<< HEAD
-from grammar import BLANKS, DIGITS, LEVELS, Grammar, GrammarError
-=======
 from grammar import BLANKS, DIGITS, LEVELS, Grammar, GrammarError, Key
->>>>>>> grammar
 
 SCHEMAS, DOCUMENTS = 2_000, 5  # of each schema so many documents, as they are and with a change: 20,000 in all
 NOTHING = f"schema: expected what some value satisfies, nested up to {LEVELS} levels deep, found what none does"
