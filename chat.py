@@ -37,7 +37,8 @@ class Chat:
     """A conversation and what its user wants of it."""
 
     def __init__(self, conversation, name, screen, sampling, browser=None):
-        self.conversation, self.name, self.screen, self.sampling = conversation, name, screen, sampling
+        self.conversation, self.name, self.screen = conversation, name, screen
+        self.sampling, self.default = dict(sampling), sampling  # as it is now, as it was at first
         self.browser, self.stats, self.raw, self.reading = browser, False, False, []
 
     @property
@@ -67,6 +68,7 @@ class Chat:
                 self.screen.note("\n(Ctrl-D or /exit leaves)")
                 continue
             name, _, argument = line.partition(" ")
+            self.screen.busy = True
             try:
                 if not line:
                     continue
@@ -86,25 +88,41 @@ class Chat:
                 self.screen.note(f"{error}; /retry asks again")
             except OSError as error:
                 self.screen.note(str(error))
+            finally:
+                self.screen.busy = False
+
+    def ask(self, text):
+        """The pieces of the reply to `text`, which goes after the files that were read."""
+        self.meter.begin()
+        pieces = self.conversation.ask("\n\n".join([*self.reading, text]), **self.sampling)
+        self.reading.clear()
+        return cited(pieces, self.browser) if self.browser else pieces
 
     def answer(self, text):
-        """Asks `text`, with the files that were read, and shows the reply."""
-        text = "\n\n".join([*self.reading, text])
-        pieces = self.conversation.ask(text, **self.sampling)
-        self.reading.clear()
-        if self.browser and not self.raw:
-            pieces = cited(pieces, self.browser)
-        self.screen.busy = True
+        """Asks, and shows the reply."""
+        pieces = self.ask(text)
         try:
             with closing(raw(pieces, self.meter, self.conversation.tokenizer) if self.raw else pieces) as pieces:
                 self.screen.show(pieces, self.conversation.history)
         finally:
-            self.screen.busy = False
             if self.stats:
                 self.screen.note(self.meter.stats)
             if self.meter.used > NEARLY * self.meter.context:
                 self.screen.note(f"the context is {self.meter.used / self.meter.context:.0%} full; when it is full no "
                                  "more can be said: /undo takes back the last question, /reset all, /save keeps it")
+
+    def answer_in_json(self, text):
+        """Asks, and prints the reply as a JSON object: a message of the assistant in OpenAI's form, and how it came."""
+        before = len(self.conversation.history) + 1  # the question
+        with closing(self.ask(text)) as pieces:
+            pieces = list(pieces)
+        said = transcript.to_openai(self.conversation.history[before:])
+        reply = said[-1] if said and said[-1]["role"] == "assistant" else {"role": "assistant", "content": None}
+        if self.browser and reply["content"]:
+            reply = reply | {"content": self.browser.citations(reply["content"])[0]}
+        usage = {"prompt_tokens": self.meter.prompt, "completion_tokens": self.meter.generated}
+        notes = [text for channel, text in pieces if channel == "note"]
+        print(json.dumps(reply | {"messages": said, "notes": notes, "usage": usage}, ensure_ascii=False), flush=True)
 
     # ---- Commands
 
@@ -125,8 +143,8 @@ class Chat:
         name = name.replace("-", "_")
         if name:
             choice(name, SAMPLING, "/set")
-            self.sampling[name] = number(*SAMPLING[name])(value.strip()) if value.strip() != "none" else None
-            self.sampling = {key: value for key, value in self.sampling.items() if value is not None}
+            value = self.default.get(name) if value.strip() == "none" else number(*SAMPLING[name])(value.strip(), name)
+            self.sampling = {key: value for key, value in (self.sampling | {name: value}).items() if value is not None}
         self.screen.note("   ".join(f"{name} {value}" for name, value in self.sampling.items()) or "(nothing is set)")
 
     def do_reset(self, argument):
@@ -151,13 +169,19 @@ class Chat:
         self._again(put or (lambda text: self.screen.note("/edit: there is no line to edit here")))
 
     def _again(self, what):
+        history, seed = list(self.conversation.history), self.sampling.get("seed")
         text = self.conversation.undo()
         if text is None:
             self.screen.note("There is no question yet.")
             return
-        if self.sampling.get("seed") is not None:
+        if seed is not None:
             self.sampling["seed"] += 1
-        what(text)
+        try:
+            what(text)
+        except ValueError:  # it cannot be asked: all is as before
+            self.conversation.history[:] = history
+            self.sampling |= {} if seed is None else {"seed": seed}
+            raise
 
     def do_save(self, argument):
         """FILE   keep the conversation as JSON, in OpenAI's message form with the thoughts"""
@@ -211,9 +235,13 @@ class Chat:
     def do_model(self, argument):
         """NAME   talk to another model; without a name, what is there"""
         if argument:
-            confirm = partial(self.screen.confirm, "")
-            engine, tokenizer, self.name = local_engine(argument, self.screen, confirm)
+            engine, tokenizer, self.name = local_engine(argument, self.screen, partial(self.screen.confirm, ""))
             self.conversation.engine, self.conversation.tokenizer = models.Meter(engine), tokenizer
+            if self.browser:
+                self.browser.tokenizer = tokenizer
+            if self.sampling["temperature"] == self.default["temperature"]:  # the user has not chosen another
+                self.sampling["temperature"] = temperature_of(engine)
+            self.default["temperature"] = temperature_of(engine)
             self.screen.note(f"model {self.name}; the conversation goes on")
             return
         for name, directory, size, about in models.available():
@@ -256,7 +284,7 @@ def cited(pieces, browser):
             text = held + text
             whole = browser.unfinished(text)
             text, held = browser.citations(text[:whole])[0], text[whole:]
-        if text:
+        if text or channel != "final":
             yield channel, text
     if held:
         yield "final", held
@@ -273,17 +301,6 @@ def raw(pieces, meter, tokenizer):
         yield "raw", tokenizer.decode(unseen)
 
 
-def answer_in_json(chat, text):
-    """The reply as one JSON object: a message of the assistant in OpenAI's form, and how it came about."""
-    before, notes = len(chat.conversation.history), []
-    with closing(chat.conversation.ask(text, **chat.sampling)) as pieces:
-        notes = [text for channel, text in pieces if channel == "note"]
-    said = transcript.to_openai(chat.conversation.history[before + 1 :])
-    reply = {"role": "assistant", "content": None} | (said[-1] if said and said[-1]["role"] == "assistant" else {})
-    usage = {"prompt_tokens": chat.meter.prompt, "completion_tokens": chat.meter.generated}
-    print(json.dumps(reply | {"messages": said, "notes": notes, "usage": usage}, ensure_ascii=False))
-
-
 # ---- The command ----------------------------------------------------------------------------------------------------
 
 class Arguments(argparse.ArgumentParser):
@@ -292,15 +309,23 @@ class Arguments(argparse.ArgumentParser):
 
 
 def number(kind, low, high=math.inf):
-    """A type for argparse: an int or a float from low to high."""
-    def error(message):
-        return argparse.ArgumentTypeError(message.removeprefix(": "))
-
-    def parse(text):
+    """A function that reads an int or a float from low to high. Raises ValueError, in a sentence about `where`."""
+    def parse(text, where=""):
         value = None
         with suppress(ValueError):
             value = kind(text)
-        return expect_number(value, kind, low, high, error, "", repr(text))
+        return expect_number(value, kind, low, high, ValueError, where, repr(text))
+
+    return parse
+
+
+def option(*bounds):
+    """The same as a type for argparse, which says itself where, but not what ValueError says."""
+    def parse(text):
+        try:
+            return number(*bounds)(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error).removeprefix(": ")) from None
 
     return parse
 
@@ -315,12 +340,12 @@ def parse_arguments(argv):
     add("--prompt", metavar="TEXT", help="answer this and exit; what comes through a pipe is put after it")
     add("--system", metavar="TEXT", help="instructions for the model, as its developer gives them")
     add("--effort", choices=EFFORTS, default=None, help="how hard to think (default: medium)")
-    add("--temperature", type=number(*SAMPLING["temperature"]),
+    add("--temperature", type=option(*SAMPLING["temperature"]),
         help="randomness; 0: always the likeliest token (default: as the checkpoint says, or 1)")
-    add("--top-p", type=number(*SAMPLING["top_p"]),
+    add("--top-p", type=option(*SAMPLING["top_p"]),
         help="draw from the likeliest tokens whose probabilities reach this (default: 1, all tokens)")
-    add("--seed", type=number(*SAMPLING["seed"]), help="the same seed gives the same reply")
-    add("--max-tokens", type=number(*SAMPLING["max_tokens"]), help="longest reply, thoughts and calls included")
+    add("--seed", type=option(*SAMPLING["seed"]), help="the same seed gives the same reply")
+    add("--max-tokens", type=option(*SAMPLING["max_tokens"]), help="longest reply, thoughts and calls included")
     add("--tools", metavar="FILE.py", help="functions that the model may call")
     add("--python", action="store_true", help="the model may run Python here, each time after a yes")
     add("--browser", metavar="SOURCE", help="the model may search and read: a directory of texts, the address of a "
@@ -346,6 +371,11 @@ def local_engine(name, screen, confirm=models.ask):
     return LocalEngine(model), tokenizer, directory.name if os.path.isdir(name) else name
 
 
+def temperature_of(engine):
+    """1 if the checkpoint says that it is to be sampled from, else 0. (A server's says nothing.)"""
+    return float(not isinstance(engine, LocalEngine) or engine.model.config.do_sample)
+
+
 def main(argv=None):
     args = parse_arguments(argv)
     for stream in (sys.stdin, sys.stdout, sys.stderr):
@@ -356,7 +386,7 @@ def main(argv=None):
             run(args, screen, stack)
     except (ValueError, OSError) as error:
         if isinstance(error, BrokenPipeError):
-            sys.stderr.close()  # whoever read our output has left
+            sys.stderr.close()  # whoever read our output has left; Python would complain that it cannot write the rest
             return 0
         print(f"chat.py: {error}", file=sys.stderr)
         return 2
@@ -373,26 +403,24 @@ def run(args, screen, stack):
         stop = [tokenizer.special_tokens[name] for name in ("<|return|>", "<|call|>", "<|endoftext|>")]
         key = os.environ.get(KEY, "").strip() or None
         engine = RemoteEngine(args.server, args.server_model, api_key=key, stop=stop)
-        name, random = engine.model, True
+        name = engine.model
     else:
         engine, tokenizer, name = local_engine(args.model or models.NANO, screen, agree)
-        random = engine.model.config.do_sample
     instructions, effort, history = transcript.load(args.load) if args.load else (None, None, [])
     conversation = Conversation(models.Meter(engine), tokenizer, effort=args.effort or effort or "medium",
                                 instructions=instructions if args.system is None else args.system,
                                 schema=read_schema(args.schema) if args.schema else None)
     conversation.history += history
-    sampling = {"temperature": args.temperature if args.temperature is not None else 1.0 if random else 0.0,
+    sampling = {"temperature": temperature_of(engine) if args.temperature is None else args.temperature,
                 "top_p": args.top_p, "seed": args.seed, "max_tokens": args.max_tokens}
     chat = Chat(conversation, name, screen, {name: value for name, value in sampling.items() if value is not None})
     screen.waiting, chat.stats, chat.raw = lambda: chat.meter.waiting(), args.stats, args.raw
     offer_tools(chat, args, stack)
-    answer = chat.answer if not args.json else lambda text: answer_in_json(chat, text)
-    piped = not sys.stdin.isatty()
+    if args.json:
+        chat.answer = chat.answer_in_json
     if args.prompt is not None:
-        answer("\n\n".join(filter(None, [args.prompt, read_pipe()])))
-    elif piped or not screen.terminal:
-        chat.answer = answer
+        chat.answer("\n\n".join(filter(None, [args.prompt, read_pipe()])))
+    elif not (sys.stdin.isatty() and screen.terminal):
         chat.converse(lambda: input().strip())
     else:
         chat.screen = stack.enter_context(Terminal(screen.waiting, chat.status, chat.words(), STATE / "history"))
@@ -422,29 +450,30 @@ def offer_tools(chat, args, stack):
     def confirm(text, question):
         return args.yes or chat.screen.confirm(text, question)
 
-    offered = []
+    def offer(tool):
+        stack.callback(tool.close)
+        chat.conversation.tools = (*chat.conversation.tools, tool)
+
     if args.tools:
         from tools import functions
 
-        offered.append(functions.load(args.tools))
+        offer(functions.load(args.tools))
     if args.python:
         from tools.python import Python
 
-        offered.append(Python(lambda code: confirm(code, "Run this Python code?")))
-        if not offered[-1].offline:
+        python = Python(lambda code: confirm(code, "Run this Python code?"))
+        offer(python)
+        if not python.offline:
             chat.screen.note("python: this system cannot take the network away from what the model runs.")
     if args.browser:
         from tools.browser import Browser, source_of
 
         chat.browser = Browser(source_of(args.browser), chat.conversation.tokenizer)
-        offered.append(chat.browser)
+        offer(chat.browser)
     if args.apply_patch:
         from tools.apply_patch import ApplyPatch
 
-        offered.append(ApplyPatch(args.apply_patch, lambda patch: confirm(patch, "Apply this patch?")))
-    for tool in offered:
-        stack.callback(tool.close)
-    chat.conversation.tools = tuple(offered)
+        offer(ApplyPatch(args.apply_patch, lambda patch: confirm(patch, "Apply this patch?")))
 
 
 if __name__ == "__main__":

@@ -39,10 +39,10 @@ from harmony import BROWSER, PYTHON, ROLES, DeveloperContent, Message, Namespace
 from remote import RemoteEngine  # noqa: F401  (an engine, to be found beside LocalEngine)
 
 CHANNELS = SystemContent.valid_channels  # analysis, commentary, final
-NOBODY = "|".join((*ROLES, *CHANNELS, "all"))  # recipients that are no tool
+NOT_TOOLS = "|".join((*ROLES, *CHANNELS, "all"))  # recipients that are no tool
 SPEAKER = rf"\s*(?:(?:{'|'.join(ROLES)})\b|\w+\.[a-z]\w*)"  # a role, or a tool
 HEADER = re.compile(rf"(?:{SPEAKER})?(?:\s*to=[^\s<]*|\s*<\|(?:channel|constrain)\|>\s*[^\s<]*)*")
-NAMED = rf"<\|channel\|>\s*({'|'.join(CHANNELS)})\b"  # in a header: the channel
+CHANNEL = rf"<\|channel\|>\s*({'|'.join(CHANNELS)})\b"  # in a header: the channel
 STOPS = ("<|end|>", "<|return|>", "<|call|>", "<|endoftext|>")  # the first: more follows; the others: this was all
 CALLS = 100  # of tools, in one turn: gpt-oss may search dozens of times, and a model that goes round comes to an end
 LIKELY = 64  # ids that Constraint asks about before it takes another way
@@ -76,8 +76,9 @@ class Conversation:
     of the model. tools: see above; those of one namespace are shown as one. schema: a JSON schema to which the answers
     are held; GrammarError if it cannot be. date: that of the conversation, as "2025-08-05"; None: today's.
 
-    `history`: all messages, in order. `messages`: what later turns are rendered from, which is the history without what
-    was thought, and called and fetched in thought. OpenAI's guide drops that once an answer is given."""
+    `history`: all messages, in order. `messages`: what later turns are rendered from. That is the history without
+    channel analysis: without thoughts, and without calls and results made in thought. OpenAI's guide drops these once
+    an answer is given. (Here they go with any turn that has ended, also if it was interrupted.)"""
 
     def __init__(self, engine, tokenizer, *, effort="medium", instructions=None, tools=(), schema=None, date=None):
         self.engine, self.tokenizer, self.history = engine, tokenizer, []
@@ -99,11 +100,12 @@ class Conversation:
             spaces[space.name] = Namespace(space.name, space.description, (*functions, *space.functions))
         builtin = [spaces.pop(space.name) for space in (BROWSER, PYTHON) if space.name in spaces]
         system = SystemContent(reasoning_effort=self.effort, conversation_start_date=date, tools=builtin)
-        developer = [DeveloperContent(self.instructions, list(spaces.values()))]
+        messages, developer = [Message("system", [system])], []
+        if self.instructions is not None or spaces:
+            developer.append(DeveloperContent(self.instructions, list(spaces.values())))
         if self.schema is not None:
-            developer.append("\n\n" * (self.instructions is not None or bool(spaces)) + response_format(self.schema))
-        messages = [Message("system", [system])]
-        if self.instructions is not None or spaces or self.schema is not None:
+            developer.append(("\n\n" if developer else "") + response_format(self.schema))
+        if developer:
             messages.append(Message("developer", developer))
         return render([*messages, *self.messages, Message("user", text)], self.tokenizer)
 
@@ -145,7 +147,7 @@ class Conversation:
         """Reads replies until one calls no tool. In between the model sees its own ids again, as they were: its
         thoughts too, and nothing has to be read twice."""
         total, limit = 0, sampling.get("max_tokens")
-        for n in range(1, CALLS + 1):
+        for calls in range(CALLS + 1):
             reader, generated, repeats = Reader(self.tokenizer), [], False
             try:
                 for id in reply:
@@ -153,41 +155,50 @@ class Conversation:
                     yield from reader.feed(id)
                     if reader.over:
                         break
-                    if not repeats and len(generated) % 32 == 0 and (repeats := goes_round(generated)):
+                    if not repeats and len(generated) % 32 == 0 and (repeats := repeats_itself(generated)):
                         yield "note", "the reply repeats itself"
                 yield from reader.finish()
             finally:
                 self.history += reader.said()
+                getattr(reply, "close", int)()  # a server would go on, for nobody
             total += len(generated)
-            if not (reader.call and self.tools):
+            if not (reader.call and self.tools) or calls == CALLS or total == limit:
                 break
             yield from self._call(reader.call)
             ids = [*ids, *generated[:-1], self.tokenizer.special_tokens["<|call|>"],
                    *render(self.history[-1:], self.tokenizer)]
-            if n == CALLS or total == limit:
-                yield "note", f"stopped after {total} tokens and {n} calls of tools"
-                return
-            more = {} if limit is None else {"max_tokens": limit - total}
-            more |= {} if sampling.get("seed") is None else {"seed": sampling["seed"] + n}
+            rest = dict(sampling)
+            if limit is not None:
+                rest["max_tokens"] = limit - total
+            if sampling.get("seed") is not None:
+                rest["seed"] = sampling["seed"] + calls + 1
             try:
-                reply = self._generate(ids, **(sampling | more))
+                reply = self._generate(ids, **rest)
             except ValueError as error:  # what the tool gave leaves no room
                 yield "note", f"stopped: {error}"
                 return
-        if reader.call:
+        yield from self._ending(reader, total, calls, len(ids) + len(generated) > self.engine.context)
+
+    def _ending(self, reader, total, calls, full):
+        """What there is to say when a turn has ended otherwise than by an answer."""
+        if reader.call and not self.tools:
             yield "note", f"the model called {reader.call.recipient}, but no tools are offered here"
-        elif not reader.over and len(ids) + len(generated) > self.engine.context:
-            yield "note", f"stopped: the context of {self.engine.context} tokens is full"
+        elif reader.call:
+            yield "note", f"stopped after {total} tokens and {calls} call{'s' if calls != 1 else ''} of tools"
         elif not reader.over:
-            yield "note", f"stopped after {total} tokens"
+            yield "note", (f"stopped: the context of {self.engine.context} tokens is full" if full else
+                           f"stopped after {total} tokens")
         elif not any(message.channel != "analysis" for message in reader.said()):
             yield "note", "the model ended its reply without an answer"
 
     def _call(self, call):
         """Runs the tool, and keeps call and result together: never one without the other."""
-        result = "The user interrupted this call."
+        result = "The call failed."
         try:
             result = self._result(call)
+        except KeyboardInterrupt:
+            result = "The user interrupted this call."
+            raise
         finally:
             self.history += [call, Message("tool", result, name=call.recipient, channel=call.channel,
                                            recipient="assistant")]
@@ -196,7 +207,7 @@ class Conversation:
     def _result(self, call):
         tool = self._tool(call.recipient)
         if tool is None:
-            return f"Unknown function: {call.recipient}"
+            return self._shorten(f"Unknown function: {call.recipient}")
         try:
             return self._shorten(str(tool.call(call.recipient, call.content)))
         except Exception as error:  # whatever it is: the model is told, and can try something else
@@ -228,10 +239,10 @@ class Conversation:
 
 def response_format(schema):
     """How a developer message, at its end, says in which form the answer is wanted ("# Response Formats")."""
-    schema = schema if isinstance(schema, dict) else {}
-    name, text = schema.get("title", "answer"), json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
-    return "\n\n".join(["# Response Formats", f"## {name}"] +
-                       [f"// {schema['description']}\n{text}" if "description" in schema else text])
+    about = schema if isinstance(schema, dict) else {}
+    description = f"// {about['description']}\n" if "description" in about else ""
+    text = json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
+    return f"# Response Formats\n\n## {about.get('title', 'answer')}\n\n{description}{text}"
 
 
 def grammar_of(parameters):
@@ -247,7 +258,7 @@ def _grammar(schema):
         return None
 
 
-def goes_round(ids, longest=64, least=96):
+def repeats_itself(ids, longest=64, least=96):
     """Whether the last `least` ids or more are the same few, at most `longest`, three times or more."""
     def same(period):
         n = max(least, 3 * period) - period
@@ -259,11 +270,11 @@ def goes_round(ids, longest=64, least=96):
 class Reader:
     """Messages out of the ids of a reply, whatever form they have, and pieces (channel, text) to show on the way.
 
-    A special token is markup, which is never shown. <|start|> begins a new message wherever it stands, <|channel|> too.
-    A message is for a tool if its header says `to=`, and only then. If the header names no channel, the message is
-    shown when it is clear what it was: a thought if the assistant goes on after it, else the answer. Where a message
-    stops in its header, what is no header in it is its content. The reply ends with a call, or where somebody else
-    speaks.
+    A special token is markup, which is never shown. <|start|> begins a new message wherever it stands, and so does
+    <|channel|> inside a content. A message is for a tool if its header says `to=`, and only then. If the header names
+    no channel, the message is shown when it is clear what it was: a thought if the assistant goes on after it, else
+    the answer. If a message ends before <|message|>, what follows the part that looks like a header is its content.
+    The reply ends with a call, or where somebody else speaks.
 
     `messages`: those read. `over`: whether the assistant has said that this was all, or somebody else speaks. `call`:
     the complete call that ended it, or None."""
@@ -310,12 +321,14 @@ class Reader:
                 if message.content and message.recipient is None]
 
     def _open(self, header):
-        """The header is complete, and says for whom the message is."""
-        if self.started and re.match(rf"\s*(?!assistant){SPEAKER}|.*\bto=assistant\b", header):
+        """The header is complete: it says who speaks, on which channel, and for whom."""
+        header = header.lstrip()
+        other = re.match(SPEAKER, header) or re.search(r"\bto=assistant\b", header)  # by name, or as a result
+        if self.started and other and not header.startswith("assistant"):
             self.over, self.header = True, b""
             return
-        channel, kind = re.search(NAMED, header), re.search(r"<\|constrain\|>\s*(\w+)", header)
-        tool = re.search(rf"\bto=(?!(?:{NOBODY})(?:[\s<]|$))([^\s<]+)", header)
+        channel, kind = re.search(CHANNEL, header), re.search(r"<\|constrain\|>\s*(\w+)", header)
+        tool = re.search(rf"\bto=(?!(?:{NOT_TOOLS})(?:[\s<]|$))([^\s<]+)", header)
         self.message = Message("assistant", "", channel=channel and channel[1])
         if tool:
             self.message = Message("assistant", "", channel=channel[1] if channel else "commentary", recipient=tool[1],
@@ -326,7 +339,8 @@ class Reader:
         """It is clear now what the message without a channel was."""
         if self.unclear:
             self.unclear.channel = channel
-            yield channel, self.unclear.content
+            if self.unclear.content:
+                yield channel, self.unclear.content
             self.unclear = None
 
     def _add(self, text):
@@ -342,7 +356,8 @@ class Reader:
             header = self.header.decode(errors="replace")
             head = HEADER.match(header)[0] if self.started or re.match(r"\s*(<\||to=)", header) else ""
             text = re.sub(r"<\|\w+\|>", "", header[len(head) :]).strip()
-            if len(text.split()) > (0 if whole else 1) or whole and "to=" in head:
+            says_something = len(text.split()) > (0 if whole else 1)
+            if says_something or whole and "to=" in head:
                 yield from self._open(head)
         if self.message:
             yield from self._add(text)
@@ -354,28 +369,35 @@ class Reader:
 
 class Constraint:
     """A logits_processor by which answers keep to the grammar `answer`, and the arguments of a function to its grammar
-    in `arguments`, {recipient: grammar or None}. The other parameters are those of gptoss.generate.
+    in `arguments`, {recipient: grammar or None}. The other parameters are those of gptoss.generate; a logits_processor
+    among them comes before this one.
 
     Thoughts are free: the model reasons as it was trained to. But with an `answer` it has to write whole headers, with
     a channel and no recipient but those in `arguments`, and only a complete answer ends the turn.
 
     Of 200,000 ids hardly any need to be asked about. The largest of logits plus Gumbel noise is a draw from their
     softmax (the Gumbel-max trick, arXiv 2110.01515). So the first id in that order that the grammar takes is a draw
-    from all that it takes, as if the others had been masked. (top_k, top_p and min_p come before the grammar.)"""
+    from all that it takes, as if the others had been masked. (top_k, top_p and min_p come before the grammar. If they
+    leave nothing that it takes, the likeliest id that it takes is written.)"""
 
-    def __init__(self, tokenizer, answer, arguments, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=None, **_):
+    def __init__(self, tokenizer, answer, arguments, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=None,
+                 logits_processor=None, **_):
+        self.before = logits_processor
         self.tokenizer, self.answer, self.arguments = tokenizer, answer, arguments
         self.temperature, self.filters = temperature, (top_k, top_p, min_p)
-        self.rng, self.reader, self.count = np.random.default_rng(seed), Reader(tokenizer), 0
+        self.rng = np.random.default_rng(None if seed is None else [seed, 1])  # not the numbers that `sample` gets, too
+        self.reader, self.count = Reader(tokenizer), 0  # count: of the ids that have been read
         self.grammar = self.state = None  # of the content being written, if it is held to one
-        self.headers = [f"<|channel|>{channel}" for channel in CHANNELS] + ["<|channel|>final <|constrain|>json"]
+        headers = [f"<|channel|>{channel}" for channel in CHANNELS] + ["<|channel|>final <|constrain|>json"]
         for recipient, channel, kind in product(arguments, CHANNELS[:2], ("", " json", " <|constrain|>json", " code")):
-            self.headers += [f" to={recipient}<|channel|>{channel}{kind}", f"<|channel|>{channel} to={recipient}{kind}"]
+            headers += [f" to={recipient}<|channel|>{channel}{kind}", f"<|channel|>{channel} to={recipient}{kind}"]
+        self.headers = [f"{header}<|message|>".encode() for header in headers]
 
     def __call__(self, ids, logits):
         for id in ids[self.count :]:
             self._follow(id)
         self.count = len(ids)
+        logits = self.before(ids, logits) if self.before else logits
         reader, special = self.reader, self.tokenizer.special_tokens
         if self.grammar:
             stop = special["<|call|>" if reader.message.recipient else "<|return|>"]
@@ -390,12 +412,11 @@ class Constraint:
             return logits
         if reader.messages and not reader.started:
             return self._hold(logits, lambda data: False, [special["<|start|>"]])
-        role, begun = "assistant" * reader.started, reader.header.decode(errors="replace")
-        rest = [(role + header + "<|message|>")[len(begun) :] for header in self.headers
-                if (role + header).startswith(begun)]
-        texts = {text.partition("<|")[0].encode() for text in rest}
+        role, begun = b"assistant" if reader.started else b"", reader.header
+        rest = [(role + header)[len(begun) :] for header in self.headers if (role + header).startswith(begun)]
+        texts = {text.partition(b"<|")[0] for text in rest}  # up to the next special token
         return self._hold(logits, lambda data: any(text.startswith(data) for text in texts),
-                          [id for name, id in special.items() if any(text.startswith(name) for text in rest)])
+                          [id for name, id in special.items() if any(text.startswith(name.encode()) for text in rest)])
 
     def _follow(self, id):
         """The id was written."""
@@ -417,16 +438,20 @@ class Constraint:
         expect(np.isfinite(logits.max()), ValueError, "logits", "numbers", str(logits.max()))
         scores = logits
         if self.temperature:
-            noise = self.rng.standard_exponential(len(logits), np.float32)  # minus its logarithm is Gumbel noise
-            scores = gptoss.filter_logits(logits, self.temperature, *self.filters) - np.log(np.maximum(noise, 1e-30))
+            # In float64: one float32 in 8 million is 0, and its infinite noise would choose an id that nobody wants.
+            noise = -np.log(self.rng.standard_exponential(len(logits)))  # Gumbel
+            scores = gptoss.filter_logits(logits, self.temperature, *self.filters) + noise
 
         def allowed(id):
-            text = id < self.tokenizer.vocab_size and id not in self.reader.special
-            return id in specials or text and takes(self.tokenizer.decode_bytes([id]))
+            if id in self.reader.special or id >= self.tokenizer.vocab_size:
+                return id in specials
+            data = self.tokenizer.decode_bytes([id])
+            return bool(data) and takes(data)
 
         n = min(LIKELY, len(scores))
         best = np.argpartition(scores, -n)[-n:]
-        chosen = next((id for id in best[np.argsort(-scores[best])] if scores[id] > -np.inf and allowed(id)), None)
+        best = best[np.lexsort((best, -scores[best]))]  # of equal ones the first, as argmax does it
+        chosen = next((id for id in best if scores[id] > -np.inf and allowed(id)), None)
         if chosen is None:  # none of the likely ones: now it pays to look at first bytes, before any id is asked about
             first = np.array([*(takes(bytes([byte])) for byte in range(256)), False])[first_bytes(self.tokenizer)]
             rest = np.append(np.flatnonzero(first[: len(logits)]), specials).astype(int)
@@ -439,6 +464,7 @@ class Constraint:
 
 @lru_cache(maxsize=4)
 def first_bytes(tokenizer):
-    """The first byte of every id [vocab_size]; 256 for special tokens."""
+    """The first byte of every id [vocab_size]; 256 for special tokens, and for those without bytes."""
     special = set(tokenizer.special_tokens.values())
-    return np.array([256 if id in special else tokenizer.decode_bytes([id])[0] for id in range(tokenizer.vocab_size)])
+    return np.array([256 if id in special else (*tokenizer.decode_bytes([id]), 256)[0]
+                     for id in range(tokenizer.vocab_size)])

@@ -269,52 +269,69 @@ def compile_quietly():
 # ---- How far it is, and how fast -------------------------------------------------------------------------------------
 
 class Meter:
-    """An engine that counts what another one reads and generates, and how long that takes."""
+    """An engine that counts what another one reads and generates, and how long that takes. `used`: tokens of the
+    context that are taken. `prompt`, `known`: of the last prompt, all tokens and those that were in the cache.
+    `generated`: since `begin`."""
 
     def __init__(self, engine):
-        self.engine, self.context, self.ids = engine, engine.context, None
+        self.engine, self.context, self.ids, self.new = engine, engine.context, [], 0
         self.processes_logits = getattr(engine, "processes_logits", True)
-        self.used = self.prompt = self.known = self.generated = self.new = 0
-        self.began = self.read = self.rate = 0.0
-        self.steps = 0  # of the model: a token through a layer is one
+        self.used = self.prompt = self.known = self.steps = 0
+        self.begin()
+
+    def begin(self):
+        """A turn begins: one prompt, or several if tools are called."""
+        self.generated, self.read, self.writing, self.began = 0, 0.0, 0.0, time.perf_counter()
+        self.reading = False
 
     def generate(self, tokens, **sampling):
-        self.began, self.read, self.steps = time.perf_counter(), 0.0, self._steps()
+        self.began, self.steps, self.reading = time.perf_counter(), self._steps(), True
         ids = self.engine.generate(tokens, **sampling)
         cache = getattr(self.engine, "cache", None)
-        self.prompt, self.known, self.generated = len(tokens), cache.length if cache else 0, 0
-        self.used, self.ids, self.new = len(tokens), list(tokens), self.known
+        self.prompt = self.used = len(tokens)
+        self.known = cache.length if cache else 0
+        self.new = min(self.new, len(os.path.commonprefix([self.ids, list(tokens)])))
+        self.ids = list(tokens)
         return self._count(ids)
 
     def _count(self, ids):
+        begun = None
         for id in ids:
-            self.read = self.read or time.perf_counter() - self.began
+            now = time.perf_counter()
+            if begun is None:
+                self.read, self.reading, begun = self.read + now - self.began, False, now
+            else:
+                self.writing, begun = self.writing + now - begun, now
             self.generated, self.used = self.generated + 1, self.used + 1
-            self.rate = (self.generated - 1) / max(time.perf_counter() - self.began - self.read, 1e-9)
             self.ids.append(id)
             yield id
 
     def _steps(self):
-        return self.engine.model.steps if hasattr(self.engine, "cache") else 0
+        return getattr(getattr(self.engine, "model", None), "steps", 0)
 
-    def unseen(self):
-        """The ids that the model has read or written since the last time that it was asked for them."""
-        new, self.new = (self.ids or [])[self.new :], len(self.ids or [])
-        return new
+    @property
+    def rate(self):
+        """Tokens generated in a second, without the first of each prompt, which comes with the reading."""
+        return self.generated / self.writing if self.writing else 0.0
 
     @property
     def stats(self):
         return (f"{self.prompt} tokens of prompt, {self.known} of them known, read in {self.read:.2f} s; "
                 f"{self.generated} generated, {self.rate:.1f} tokens/s")
 
+    def unseen(self):
+        """The ids that the model has read or written since the last time that it was asked for them."""
+        unseen, self.new = self.ids[self.new :], len(self.ids)
+        return unseen
+
     def waiting(self):
         """How far the model is with reading, as a line."""
-        if self.ids is None or self.read:
+        if not self.reading:
             return "..."
         seconds, total = time.perf_counter() - self.began, self.prompt - self.known
         if not hasattr(self.engine, "cache"):
             return f"waiting for the server, {seconds:.0f} s"
-        part = min((self._steps() - self.steps) / (total * len(self.engine.model.layers)), 1)
+        part = min((self._steps() - self.steps) / max(total * len(self.engine.model.layers), 1), 1)
         left = f", {seconds / part - seconds:.0f} s left" if part > 0.02 else ""
         bar = "\u2588" * round(20 * part)
         return f"reading {total:,} tokens  {bar:\u2591<20}  {part:.0%}{left}"

@@ -47,6 +47,7 @@ class Screen:
         self.errors = Console(stderr=True, highlight=False, soft_wrap=True)
         self.terminal, self.waiting = sys.stdout.isatty(), waiting
         self.busy, self.thoughts, self.markdown = False, True, True  # see Terminal
+        self.patience = None  # what shows `waiting`, while it does
 
     def show(self, pieces, history=()):
         """Prints pieces (channel, text), each as soon as it is there. history: the conversation's."""
@@ -75,24 +76,27 @@ class Screen:
     @contextmanager
     def _patience(self):
         """Says what `waiting` says, where there is no piece within a second."""
-        live = []
-
         def begin():
-            live.append(Live(get_renderable=lambda: Text(self.waiting(), style="dim"), console=self.errors,
-                             transient=True, redirect_stdout=False, redirect_stderr=False))
-            live[0].start()
+            self.patience = Live(get_renderable=lambda: Text(self.waiting(), style="dim"), console=self.errors,
+                                 transient=True, redirect_stdout=False, redirect_stderr=False)
+            self.patience.start()
 
         timer = threading.Timer(1, begin)
         if self.terminal and self.errors.is_terminal:
             timer.start()
+        self.timer = timer
         try:
             yield
         finally:
-            timer.cancel()
-            if timer.ident:
-                timer.join()
-            for shown in live:
-                shown.stop()
+            self._end_patience()
+
+    def _end_patience(self):
+        self.timer.cancel()
+        if self.timer.ident:
+            self.timer.join()
+        if self.patience:
+            self.patience.stop()
+            self.patience = None
 
     def note(self, text):
         self.errors.print(Text(clean(text)), style="yellow" if self.terminal else "")
@@ -101,6 +105,7 @@ class Screen:
         """Whether the user says yes to `question` about `text`. Raises EOFError where nobody can be asked."""
         if not (sys.stdin.isatty() and self.errors.is_terminal):
             raise EOFError("nobody can be asked here; --yes runs it without asking")
+        self._end_patience()
         if text:
             self.errors.print(Panel(Text(clean(text)), border_style="magenta"))
         self.errors.print(Text(question), end=" (y/N) ")
@@ -156,9 +161,11 @@ class Terminal(Screen):
         self.stack.close()
 
     def _type(self):
-        with suppress(EOFError):
+        try:
             self.session.prompt(handle_sigint=False)
-        self.lines.put(None)
+        finally:  # whatever ends it, nobody is to wait for another line
+            self.lines.put(None)
+            self.answers.put("")
 
     def _keys(self):
         """Enter sends, Alt-Enter begins a new line, and so does Enter after a backslash or within \"\"\"."""
@@ -170,7 +177,7 @@ class Terminal(Screen):
         @keys.add("enter")
         def _(event):
             buffer = event.current_buffer
-            if buffer.text.endswith("\\"):
+            if buffer.document.text_before_cursor.endswith("\\"):
                 buffer.delete_before_cursor()
                 buffer.insert_text("\n")
             elif buffer.text.startswith('"""') and buffer.text.count('"""') == 1:
@@ -204,8 +211,10 @@ class Terminal(Screen):
         if self.question:
             self.answers.put(text)
             buffer.text = ""  # not to be kept in the history
-        elif text:
+        elif text.startswith('"""'):
             self.lines.put(text.removeprefix('"""').removesuffix('"""').strip())
+        elif text:
+            self.lines.put(text)
         return False  # the line is emptied
 
     def _prompt(self):
@@ -230,15 +239,12 @@ class Terminal(Screen):
         self.session.app.loop.call_soon_threadsafe(self.session.default_buffer.insert_text, text)
 
     def show(self, pieces, history=()):
-        shown, text, call, count, drawn, began = None, "", "", 0, 0.0, time.monotonic()
+        shown, text, count, drawn, began = None, "", 0, 0.0, time.monotonic()
 
         def finish(following):
-            nonlocal call
-            if shown == "call" and following == "result":
-                call = text  # they are shown together
-            elif shown == "result":
-                self._frame(call, text, history[-2].recipient)
-            elif text:
+            if shown == "result":
+                return
+            if text and not (shown == "call" and following == "result"):  # call and result are shown together
                 self._print(shown, text, count, time.monotonic() - began)
 
         try:
@@ -246,8 +252,12 @@ class Terminal(Screen):
                 if channel != shown or channel in ("note", "result"):
                     finish(channel)
                     shown, text, count, began = channel, "", 0, time.monotonic()
+                if channel == "result":
+                    self._frame(history[-2], piece)
+                    continue
                 text, count = text + clean(piece), count + 1
-                self.live = shown, text
+                folded = channel == "analysis" and not self.thoughts
+                self.live = channel, f"thinking, {count} tokens" if folded else text
                 if time.monotonic() - drawn > 0.05:  # to draw takes longer than a small model takes for a token
                     self.session.app.invalidate()
                     drawn = time.monotonic()
@@ -265,20 +275,30 @@ class Terminal(Screen):
         else:
             self.console.print(Text(text), style=STYLES[channel])
 
-    def _frame(self, call, result, recipient):
-        body = Text.assemble((call, ""), "\n" + "─" * 8 + "\n", (shortened(result), "dim"))
+    def _frame(self, call, result):
+        """A call, a harmony.Message, and its result."""
+        body = Text.assemble(clean(call.content), "\n" + "\u2500" * 8 + "\n", (shortened(clean(result)), "dim"))
+        self.live = "final", ""
         self.console.print()
-        self.console.print(Panel(body, title=Text(clean(recipient)), title_align="left", border_style="magenta"),
+        self.console.print(Panel(body, title=Text(clean(call.recipient)), title_align="left", border_style="magenta"),
                            soft_wrap=False)
 
     def confirm(self, text, question):
         if text:
             self.console.print(Panel(Text(clean(text)), border_style="magenta"), soft_wrap=False)
-        self.question, self.live = f"{question} (y/N) ", ("final", "")
+        buffer, begun, answers = self.session.default_buffer, [], queue.SimpleQueue()
+
+        def ask():
+            begun.append(buffer.text)  # what is being typed is no answer: it comes back later
+            buffer.text = ""
+            self.question, self.answers, self.live = f"{question} (y/N) ", answers, ("final", "")
+
+        self.session.app.loop.call_soon_threadsafe(ask)
         try:
-            return self.answers.get().lower() in ("y", "yes")
+            return answers.get().lower() in ("y", "yes")
         finally:
             self.question = ""
+            self.put("".join(begun))
 
 
 def interrupt():

@@ -21,8 +21,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from checkpoint import expect
-from harmony import BROWSER, EFFORTS, PYTHON, Message
+from harmony import BROWSER, EFFORTS, PYTHON, Message, SystemContent
 
+CHANNELS = SystemContent.valid_channels
 PARTS = ("reasoning", "content", "tool_calls")  # of an assistant's message, in the order in which they are said
 LARGEST = 256 * 2**20  # bytes of a file that is read
 
@@ -46,7 +47,10 @@ def to_openai(history):
             calls += 1
             said.pop("channel", None)  # what is said before a call is commentary: it goes without saying
             function = {"name": message.recipient.removeprefix("functions."), "arguments": message.content}
-            said["tool_calls"] = [{"id": f"call_{calls}", "type": "function", "function": function}]
+            call = {"id": f"call_{calls}", "type": "function", "function": function}
+            if addressed(function["name"]) != (message.recipient, message.channel):
+                call |= {"recipient": message.recipient, "channel": message.channel}
+            said["tool_calls"] = [call]
         else:
             said[part] = message.content
             if message.channel == "commentary":
@@ -54,13 +58,21 @@ def to_openai(history):
     return out
 
 
+def addressed(name):
+    """(recipient, channel) of the call of a function that is called `name` there."""
+    builtin = name == PYTHON.name or name.startswith(f"{BROWSER.name}.")
+    return (name, "analysis") if builtin else (f"functions.{name}", "commentary")
+
+
 def from_openai(messages, where="messages"):
     """(instructions, history) of a list of JSON objects. Instructions, or None: what system and developer say.
 
-    Takes what other programs write too: texts in parts, "reasoning_content", arguments that are objects. Keys that it
-    does not know are ignored. Raises ValueError for what it cannot read, a sentence that begins with `where`."""
-    instructions, history, calls = [], [], {}
-    _expect(messages, list, where)
+    Takes what other programs write too: texts in parts, "reasoning_content", arguments that are objects, several calls
+    at once. Each call is followed by its result. Keys that it does not know are ignored. Raises ValueError for what it
+    cannot read, a sentence that begins with `where`."""
+    instructions, history, calls = [], [], set()
+    results = {message.get("tool_call_id"): message.get("content") for message in _expect(messages, list, where)
+               if isinstance(message, dict) and isinstance(message.get("tool_call_id"), str)}
     for n, message in enumerate(messages):
         at = f"{where}[{n}]"
         role = _expect(message, dict, at).get("role")
@@ -72,18 +84,16 @@ def from_openai(messages, where="messages"):
         elif role == "tool":
             id = message.get("tool_call_id")
             known = isinstance(id, str) and id in calls
-            expect(known, ValueError, f"{at}.tool_call_id", "the id of a call before it", repr(id)[:100])
-            name, channel = calls[id]
-            history.append(Message("tool", text, name=name, recipient="assistant", channel=channel))
+            expect(known, ValueError, f"{at}.tool_call_id", "the id of a call before it", repr(id))
         else:
             expect(role == "assistant", ValueError, f"{at}.role", "user, assistant, tool, developer or system",
-                   repr(role)[:100])
-            history += _assistant(message, text, calls, at)
+                   repr(role))
+            history += _assistant(message, text, calls, results, at)
     return "\n\n".join(instructions) if instructions else None, history
 
 
-def _assistant(message, text, calls, at):
-    """The messages of one JSON object. Adds the calls to `calls`, as {id: (recipient, channel)}."""
+def _assistant(message, text, calls, results, at):
+    """The messages of one JSON object, and the results of its calls. Adds the ids of these to `calls`."""
     thought = message.get("reasoning") or message.get("reasoning_content")
     tool_calls = _expect(message.get("tool_calls") or [], list, f"{at}.tool_calls")
     channel = "commentary" if tool_calls or message.get("channel") == "commentary" else "final"
@@ -92,15 +102,18 @@ def _assistant(message, text, calls, at):
     for k, call in enumerate(tool_calls):
         where = f"{at}.tool_calls[{k}]"
         function = _expect(_expect(call, dict, where).get("function"), dict, f"{where}.function")
-        name = _expect(function.get("name"), str, f"{where}.function.name")
+        recipient, channel = addressed(_expect(function.get("name"), str, f"{where}.function.name"))
+        if "recipient" in call:
+            recipient, channel = _expect(call["recipient"], str, f"{where}.recipient"), call.get("channel")
+            expect(channel in CHANNELS, ValueError, f"{where}.channel", f"one of {', '.join(CHANNELS)}", repr(channel))
         arguments = function.get("arguments")
         arguments = json.dumps(arguments) if isinstance(arguments, dict) else arguments
-        arguments = _text(arguments, f"{where}.function.arguments")
-        builtin = name == PYTHON.name or name.startswith(f"{BROWSER.name}.")
-        recipient, channel = (name, "analysis") if builtin else (f"functions.{name}", "commentary")
-        calls[_expect(call.get("id"), str, f"{where}.id")] = recipient, channel
-        said.append(Message("assistant", arguments, channel=channel, recipient=recipient,
-                            content_type=None if builtin else "<|constrain|>json"))
+        id = _expect(call.get("id"), str, f"{where}.id")
+        calls.add(id)
+        said += [Message("assistant", _text(arguments, f"{where}.function.arguments"), channel=channel,
+                         recipient=recipient, content_type="<|constrain|>json" if channel == "commentary" else None),
+                 Message("tool", _text(results.get(id, "(no result)"), f"the result of {id}"[:100]), name=recipient,
+                         recipient="assistant", channel=channel)]
     return said
 
 
@@ -108,15 +121,16 @@ def _text(content, where):
     """A text, or the parts of one."""
     if content is None or isinstance(content, str):
         return content or ""
-    for n, part in enumerate(_expect(content, list, where)):
+    expect(isinstance(content, list), ValueError, where, "a text or a list of parts", repr(content))
+    for n, part in enumerate(content):
         readable = isinstance(part, dict) and isinstance(part.get("text"), str)
-        expect(readable, ValueError, f"{where}[{n}]", "a part with a text", repr(part)[:100])
+        expect(readable, ValueError, f"{where}[{n}]", "a part with a text", repr(part))
     return "".join(part["text"] for part in content)
 
 
 def _expect(value, kind, where):
     names = {dict: "an object", list: "a list", str: "a text"}
-    expect(isinstance(value, kind), ValueError, where, names[kind], repr(value)[:100])
+    expect(isinstance(value, kind), ValueError, where, names[kind], repr(value))
     return value
 
 
@@ -155,6 +169,6 @@ def load(path):
     body = {"messages": body} if isinstance(body, list) else _expect(body, dict, path)
     effort = body.get("reasoning_effort")
     expect(effort in (None, *EFFORTS), ValueError, f"{path}: reasoning_effort", f"one of {', '.join(EFFORTS)}",
-           repr(effort)[:100])
+           repr(effort))
     instructions, history = from_openai(body.get("messages"), f"{path}: messages")
     return instructions, effort, history

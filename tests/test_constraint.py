@@ -144,6 +144,40 @@ def test_a_draw_is_one_from_the_masked_distribution(tokenizer):
     assert np.argmax(filtered._hold(logits + 100 * ~allowed, takes, [])) == best
 
 
+def test_no_noise_is_infinite():
+    """Among 200,000 ids, one that the model is sure of is drawn each time."""
+    tokenizer, grammar = tokenizers.load(), Grammar({"type": "string"})
+    state = grammar.advance(grammar.start, b'"')
+    logits = np.zeros(tokenizer.vocab_size, np.float32)
+    logits[sure := tokenizer.encode("a")[0]] = 45  # the others together have exp(-33) of its probability
+    constraint = Constraint(tokenizer, grammar, {}, seed=0)
+    drawn = {int(np.argmax(constraint._hold(logits, lambda data: grammar.advance(state, data) is not None, [])))
+             for _ in range(500)}
+    assert drawn == {sure}
+
+
+def test_a_recipient_whose_characters_are_several_tokens(tokenizer):
+    class Tool:
+        namespace = Namespace("functions", functions=(Function("gr\u00f6\u00dfe_\u65e5", "?"),))
+
+        def call(self, recipient, content):
+            return recipient
+
+    wish = Scripted(tokenizer).ids("[channel]commentary to=functions.gr\u00f6\u00dfe_\u65e5[message]{}[call]")
+    chat = Conversation(Noise(tokenizer, wish), tokenizer, tools=[Tool()], schema=PERSON)
+    assert next(text for channel, text in chat.ask("Who?") if channel == "result") == "functions.gr\u00f6\u00dfe_\u65e5"
+
+
+def test_another_logits_processor_comes_first(tokenizer):
+    def no_brace(ids, logits):
+        logits = logits.copy()
+        logits[tokenizer.encode("}")] = -np.inf
+        return logits
+
+    said = ask(Conversation(Noise(tokenizer), tokenizer, schema={"type": "string"}), "?", logits_processor=no_brace)
+    assert "}" not in said["final"] and json.loads(said["final"])
+
+
 def test_the_schema_is_told_at_the_end_of_the_developer_message(tokenizer):
     tool = type("Tool", (), {"namespace": Namespace("functions", functions=(Function("add", "Adds."),))})
     compact = json.dumps(PERSON, ensure_ascii=False, separators=(",", ":"))

@@ -150,6 +150,36 @@ def test_several_lines(person):
     one.sees("nano   effort low   context")
 
 
+def test_what_is_typed_wrong_is_said(person, tmp_path):
+    """Settings out of range, a retry that cannot be asked, quotes that belong to the question."""
+    one = person("--seed", "1")
+    one.types("/set temperature -1\r/set top_p 5\r/set seed 1.5\r/set max_tokens\r/set nothing 1\r")
+    for message in ("temperature: expected a number of at least 0, found '-1'", "top_p: expected a number from 1e-09 to",
+                    "seed: expected an integer of at least 0, found '1.5'", "max_tokens: expected an integer of at least 1",
+                    "/set: expected temperature, top_p, top_k, min_p, seed, max_tokens, found 'nothing'"):
+        one.sees(re.escape(message))
+    one.types("/set temperature 2\r/set temperature none\r")
+    one.sees(r"temperature 2\.0   seed 1.*temperature 0\.0   seed 1")
+    one.types(f'{QUESTION}\rSay \"\"\"a\"\"\"\r')
+    one.sees(rf'{ANSWER}.*^> Say \"\"\"a\"\"\"\n\n\w.*tokens/s')
+    (tmp_path / "long.txt").write_text("a b c d " * 9000)
+    one.types(f"/read {tmp_path}/long.txt\r/retry\r")
+    one.sees(r"at most 4096, the context")
+    one.types("/set\r/undo\r/undo\r")
+    one.sees(rf"temperature 0\.0   seed 1\n.*Taken back: Say .*Taken back: {re.escape(QUESTION)}")
+
+
+def test_ctrl_c_stops_a_command(person, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    one = person()
+    one.types(f"/read {tmp_path}/pipe\r")
+    one.sees("^> /read .*pipe\n")
+    one.types("\x03")
+    one.sees(r"^\(stopped\)\n")
+    one.types(f"{QUESTION}\r")
+    one.sees(ANSWER)
+
+
 def test_nothing_that_is_said_moves_the_cursor(person, tmp_path):
     """Neither a tool's result nor a file's name."""
     (tmp_path / "evil.py").write_text('def calculator(expression: str) -> str:\n    """Computes an expression."""\n'
@@ -231,6 +261,18 @@ def test_a_turn_with_three_tools(person, serve, script, tmp_path):
         "calculator", "python", "browser.open"]
     prompts = [body["prompt"] for path, _, body in server.asked if path == COMPLETIONS]
     assert all(later[: len(earlier)] == earlier for earlier, later in zip(prompts, prompts[1:], strict=False))
+
+
+def test_an_answer_that_was_typed_before_the_question_is_none(person, serve, script):
+    """Nobody approves code that nobody has seen. What was being typed comes back after the answer."""
+    wait = "[channel]analysis[message]Hm.[end][start]assistant to=python[channel]analysis code[message]1 + 1[call]"
+    server = answering(serve, script, wait, "[channel]final[message]Well then.[return]",
+                       "[channel]final[message]You said y.[return]")
+    one = person("--server", server.url, "--model", "nano", "--python")
+    one.types("What is it?\ry\rhalf a ques")
+    one.sees(r"1 \+ 1.*\n.*Run this Python code\? \(y/N\)$")
+    one.types("n\r")
+    one.sees("The user did not allow this code to run.*Well then.*^> y\n.*You said y.*^> half a ques$")
 
 
 def test_no_is_told_to_the_model(person, serve, script):

@@ -166,10 +166,10 @@ def test_rounds_are_bounded(tokenizer, monkeypatch):
     call = "[channel]commentary to=functions.add[message]{}[call]"
     engine = Scripted(tokenizer, call, call, call, call)
     chat = Conversation(engine, tokenizer, tools=[Tool()])
-    count = 3 * len(list(engine.ids(call)))
-    assert ask(chat, "Well?") == {"call": "{}{}{}", "result": "555",
+    count = 4 * len(list(engine.ids(call)))
+    assert ask(chat, "Well?") == {"call": "{}{}{}{}", "result": "555",
                                   "note": f"stopped after {count} tokens and 3 calls of tools"}
-    assert len(engine.prompts) == 3
+    assert len(engine.prompts) == 4 and chat.history[-1].role == "tool"
 
 
 def test_the_longest_reply_counts_all_rounds(tokenizer):
@@ -179,8 +179,9 @@ def test_the_longest_reply_counts_all_rounds(tokenizer):
     said = ask(Conversation(engine, tokenizer, tools=[Tool()]), "Well?", max_tokens=count + 3)
     assert said == {"call": "{}", "result": "5", "note": f"stopped after {count + 3} tokens"}
     engine.replies = [call]
-    said = ask(Conversation(engine, tokenizer, tools=[Tool()]), "Well?", max_tokens=count)
-    assert said["note"] == f"stopped after {count} tokens and 1 calls of tools"
+    tool = Tool()
+    said = ask(Conversation(engine, tokenizer, tools=[tool]), "Well?", max_tokens=count)
+    assert said["note"] == f"stopped after {count} tokens and 0 calls of tools" and tool.asked == []
 
 
 def test_a_call_that_is_cut_off_is_not_run(tokenizer):
@@ -201,6 +202,36 @@ def test_ctrl_c_in_a_tool_leaves_no_call_without_a_result(tokenizer):
         ("user", "Well?"), ("assistant", "{}"), ("tool", "The user interrupted this call.")]
     assert ask(chat, "And now?") == {"final": "So."}
     assert "functions.add to=assistant" in tokenizer.decode(engine.prompts[1])
+
+
+def test_an_exception_that_cannot_say_what_it_is(tokenizer):
+    class Silent(Exception):
+        def __str__(self):
+            raise KeyError
+
+    engine = Scripted(tokenizer, "[channel]commentary to=functions.add[message]{}[call]", SO)
+    chat = Conversation(engine, tokenizer, tools=[Tool(does=fail(Silent()))])
+    with pytest.raises(KeyError):
+        ask(chat, "Well?")
+    assert chat.messages[-1].content == "The call failed."
+    assert ask(chat, "And now?") == {"final": "So."}
+
+
+def test_an_engine_is_told_that_a_call_was_all(tokenizer):
+    """Before the tool runs: a server would go on for nobody."""
+    class Busy(Scripted):
+        def speak(self, max_tokens):
+            try:
+                yield from self.ids("[channel]commentary to=functions.add[message]{}[end][start]assistant and so on")
+            finally:
+                self.asked = "closed"
+
+    engine = Busy(tokenizer, "", "")
+    seen = []
+    tool = Tool(does=lambda *_: seen.append(engine.asked) or fail(KeyboardInterrupt())(*_))
+    with pytest.raises(KeyboardInterrupt):
+        ask(Conversation(engine, tokenizer, tools=[tool]), "Well?")
+    assert seen == ["closed"]
 
 
 def test_no_room_for_a_result(tokenizer):

@@ -48,7 +48,12 @@ said = st.one_of(
               st.sampled_from(["analysis", "commentary", "final"])),
     st.builds(lambda t, r: [Message("assistant", t, **CALL),
                             Message("tool", r, name="functions.add", recipient="assistant", channel="commentary")],
-              text, st.text(max_size=5)))
+              text, st.text(max_size=5)),
+    st.builds(lambda r, c, t: [Message("assistant", t, recipient=r, channel=c,
+                                       content_type="<|constrain|>json" if c == "commentary" else None),
+                               Message("tool", t, name=r, recipient="assistant", channel=c)],
+              st.sampled_from(["functions.add", "python", "browser.open", "container.exec", "functions.python", "x"]),
+              st.sampled_from(["analysis", "commentary", "final"]), st.text(max_size=3)))
 
 
 @given(st.lists(said, max_size=8))
@@ -73,9 +78,16 @@ def test_what_other_programs_write():
     assert instructions == "Be brief.\n\nWhat " and history == [
         Message("user", "What is it?"), Message("assistant", "Hm.", channel="analysis"),
         Message("assistant", '{"a": 1}', **CALL),
+        Message("tool", "", name="functions.add", recipient="assistant", channel="commentary"),
         Message("assistant", "", channel="analysis", recipient="browser.search"),
-        Message("tool", "none", name="browser.search", recipient="assistant", channel="analysis"),
-        Message("tool", "", name="functions.add", recipient="assistant", channel="commentary")]
+        Message("tool", "none", name="browser.search", recipient="assistant", channel="analysis")]
+    assert transcript.from_openai(transcript.to_openai(history)) == (None, history)
+
+
+def test_a_call_without_a_result_gets_one():
+    messages = [{"role": "assistant", "tool_calls": [{"id": "x", "function": {"name": "add", "arguments": "{}"}}]}]
+    assert transcript.from_openai(messages)[1][1] == Message("tool", "(no result)", name="functions.add",
+                                                            recipient="assistant", channel="commentary")
 
 
 @pytest.mark.parametrize(("content", "message"), [
@@ -86,7 +98,7 @@ def test_what_other_programs_write():
     (b"{}", "FILE: messages: expected a list, found None"),
     (b'{"reasoning_effort": "huge", "messages": []}', "FILE: reasoning_effort: expected one of low, medium, high, "),
     (b"[5]", "FILE: messages[0]: expected an object, found 5"),
-    (b'[{"role": "user", "content": 5}]', "FILE: messages[0].content: expected a list, found 5"),
+    (b'[{"role": "user", "content": 5}]', "FILE: messages[0].content: expected a text or a list of parts, found 5"),
     (b'[{"role": "user", "content": [{"type": "image_url"}]}]',
      "FILE: messages[0].content[0]: expected a part with a text, found {'type': 'image_url'}"),
     (b'[{"role": "boss", "content": ""}]',
@@ -97,7 +109,7 @@ def test_what_other_programs_write():
     (b'[{"role": "assistant", "tool_calls": [{"id": "a"}]}]',
      "FILE: messages[0].tool_calls[0].function: expected an object, found None"),
     (b'[{"role": "assistant", "tool_calls": 5}]', "FILE: messages[0].tool_calls: expected a list, found 5"),
-    (b'[{"role": "assistant", "reasoning": {"a": 1}}]', "FILE: messages[0].reasoning: expected a list, found {'a': 1}"),
+    (b'[{"role": "assistant", "reasoning": {"a": 1}}]', "FILE: messages[0].reasoning: expected a text or a list of parts, found"),
 ], ids=str)
 def test_what_is_wrong_with_a_file_is_said_in_one_sentence(content, message, tmp_path):
     path = tmp_path / "FILE"
