@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import os
+import re
 import stat
 import sys
 from contextlib import ExitStack, closing, suppress
@@ -24,7 +25,9 @@ from harmony import EFFORTS
 from remote import EngineError, RemoteEngine
 from terminal import Screen, Terminal
 
-STATE = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "gpt-oss"  # what was typed
+STATE = Path(os.environ.get("XDG_STATE_HOME", ""))  # where what was typed is kept
+STATE = (STATE if STATE.is_absolute() else Path("~/.local/state").expanduser()) / "gpt-oss"
+COMMAND = re.compile(r"/(\w+|\?)(?:\s+(.*))?", re.S)  # and not "/usr/bin is what?"
 KEY = "GPTOSS_API_KEY"  # the environment variable with the key of --server
 SAMPLING = {"temperature": (float, 0, math.inf), "top_p": (float, 1e-9, 1), "top_k": (int, 0, math.inf),
             "min_p": (float, 0, 1), "seed": (int, 0, math.inf), "max_tokens": (int, 1, math.inf)}
@@ -39,7 +42,8 @@ class Chat:
     def __init__(self, conversation, name, screen, sampling, browser=None):
         self.conversation, self.name, self.screen = conversation, name, screen
         self.sampling, self.default = dict(sampling), sampling  # as it is now, as it was at first
-        self.browser, self.stats, self.raw, self.reading = browser, False, False, []
+        self.browser, self.stats, self.raw = browser, False, False
+        self.reading, self.editing = [], False  # files that go with the next question; whether it replaces the last
 
     @property
     def meter(self):
@@ -67,35 +71,49 @@ class Chat:
             except KeyboardInterrupt:
                 self.screen.note("\n(Ctrl-D or /exit leaves)")
                 continue
-            name, _, argument = line.partition(" ")
             self.screen.busy = True
             try:
-                if not line:
-                    continue
-                if not line.startswith("/"):
-                    self.answer(line)
-                elif (name := ALIASES.get(name[1:], name[1:])) == "exit":
-                    return
-                elif command := getattr(self, f"do_{name}", None):
-                    command(argument.strip())
-                else:
-                    self.screen.note(f"/{name}: no such command, /help lists them")
+                if command := COMMAND.fullmatch(line):
+                    name, argument = ALIASES.get(command[1], command[1]), (command[2] or "").strip()
+                    if name == "exit":
+                        return
+                    self.command(name, argument)
+                elif line.strip():
+                    self.answer(line.strip())
             except KeyboardInterrupt:
                 self.screen.note("(stopped)")
             except ValueError as error:  # this cannot be asked or done; the conversation goes on
-                self.screen.note(f"{error}{'; /undo or /reset makes room' if 'the context' in str(error) else ''}")
+                too_long = "; ask something shorter, or make room with /reset" if "the context" in str(error) else ""
+                self.screen.note(f"{error}{too_long}")
             except EngineError as error:
                 self.screen.note(f"{error}; /retry asks again")
             except OSError as error:
-                self.screen.note(str(error))
+                self.screen.note(sentence(error))
             finally:
                 self.screen.busy = False
+
+    def command(self, name, argument):
+        method = getattr(self, f"do_{name}", None)
+        if method is None:
+            raise ValueError(f"/{name}: no such command, /help lists them")
+        if argument and method.__doc__.startswith(" "):
+            raise ValueError(f"/{name}: expected nothing after it, found {argument!r}")
+        method(argument)
+
+    def waiting(self):
+        """What goes on while nothing is written."""
+        if self.conversation.calling:
+            return f"{self.conversation.calling} is running"
+        return self.meter.waiting()
 
     def ask(self, text):
         """The pieces of the reply to `text`, which goes after the files that were read."""
         self.meter.begin()
-        pieces = self.conversation.ask("\n\n".join([*self.reading, text]), **self.sampling)
-        self.reading.clear()
+        if self.editing:
+            self.conversation.undo()
+        text, self.editing = "\n\n".join([*self.reading, text]), False
+        self.reading.clear()  # also if they are too long: then they would be in the way of any other question
+        pieces = self.conversation.ask(text, **self.sampling)
         return cited(pieces, self.browser) if self.browser else pieces
 
     def answer(self, text):
@@ -126,6 +144,10 @@ class Chat:
 
     # ---- Commands
 
+    def _changed(self):
+        """What was said has changed: so much of the context it takes now."""
+        self.meter.used = len(self.conversation.prompt("")) if self.conversation.history else 0
+
     def do_effort(self, argument):
         """low|medium|high   how long to think before answering"""
         self.conversation.effort = choice(argument, EFFORTS, "/effort", self.conversation.effort)
@@ -151,37 +173,39 @@ class Chat:
         """   forget the conversation, and files that wait to be sent (also /clear)"""
         self.conversation.history.clear()
         self.reading.clear()
-        self.meter.used = 0
+        self._changed()
         self.screen.note("The conversation is forgotten.")
 
     def do_undo(self, argument):
         """   take back the last question and its answer"""
         text = self.conversation.undo()
+        self._changed()
         self.screen.note("There is nothing to take back." if text is None else f"Taken back: {text[:200]}")
 
     def do_retry(self, argument):
         """   ask the last question again; with another seed, if one is set (also /regen)"""
-        self._again(lambda text: self.answer(text))
-
-    def do_edit(self, argument):
-        """   take back the last question, to change it and ask again (Ctrl-X Ctrl-E: in an editor)"""
-        put = getattr(self.screen, "put", None)
-        self._again(put or (lambda text: self.screen.note("/edit: there is no line to edit here")))
-
-    def _again(self, what):
         history, seed = list(self.conversation.history), self.sampling.get("seed")
         text = self.conversation.undo()
         if text is None:
-            self.screen.note("There is no question yet.")
-            return
+            raise ValueError("There is no question yet.")
+        if self.sampling["temperature"] == 0:
+            self.screen.note("(At temperature 0 the answer will be the same: /set temperature 1)")
         if seed is not None:
             self.sampling["seed"] += 1
         try:
-            what(text)
+            self.answer(text)
         except ValueError:  # it cannot be asked: all is as before
             self.conversation.history[:] = history
-            self.sampling |= {} if seed is None else {"seed": seed}
             raise
+
+    def do_edit(self, argument):
+        """   change the last question and ask it again (Ctrl-X Ctrl-E: in an editor)"""
+        question = next((message.content for message in reversed(self.conversation.history) if message.role == "user"), "")
+        if not question:
+            raise ValueError("There is no question yet.")
+        self.editing = True
+        self.screen.note("(The next question takes the place of the last one.)")
+        self.screen.put(question)
 
     def do_save(self, argument):
         """FILE   keep the conversation as JSON, in OpenAI's message form with the thoughts"""
@@ -194,14 +218,17 @@ class Chat:
         instructions, effort, history = transcript.load(Path(needed(argument, "/load")).expanduser())
         self.conversation.history[:] = history
         self.conversation.instructions, self.conversation.effort = instructions, effort or self.conversation.effort
+        self._changed()
         asked = sum(message.role == "user" for message in history)
-        self.screen.note(f"{argument}: {asked} question{'s' * (asked != 1)} and the answers, effort "
-                         f"{self.conversation.effort}")
+        self.screen.note(f"{argument}: {asked} question{'s' * (asked != 1)}, effort {self.conversation.effort}")
 
     def do_read(self, argument):
         """FILE   send a text file with the next question"""
         path = Path(needed(argument, "/read")).expanduser()
-        text = path.read_text(encoding="utf-8", errors="replace")
+        data = path.read_bytes()
+        if b"\0" in data:
+            raise ValueError(f"{path}: expected a text, found binary data")
+        text = data.decode(errors="replace")
         self.reading.append(f"{path.name}:\n\n{text}")
         count = len(self.conversation.tokenizer.encode(text))
         self.screen.note(f"{argument}: {count:,} tokens, which go with the next question")
@@ -255,6 +282,11 @@ class Chat:
         self.screen.note("/exit                       leave (also /bye, Ctrl-D)\n"
                          "Ctrl-C stops a reply and keeps what was said. Alt-Enter begins a new line, and so does a\n"
                          'backslash before Enter. """ opens and closes a text of several lines.')
+
+
+def sentence(error):
+    """An OSError as FILE: WHAT."""
+    return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
 
 
 def needed(argument, command):
@@ -378,6 +410,9 @@ def temperature_of(engine):
 
 def main(argv=None):
     args = parse_arguments(argv)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed when the program began
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         stream.reconfigure(errors="surrogateescape" if stream is sys.stdin else "replace")
     screen = Screen()
@@ -388,7 +423,7 @@ def main(argv=None):
         if isinstance(error, BrokenPipeError):
             sys.stderr.close()  # whoever read our output has left; Python would complain that it cannot write the rest
             return 0
-        print(f"chat.py: {error}", file=sys.stderr)
+        print(f"chat.py: {sentence(error) if isinstance(error, OSError) else error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -399,10 +434,9 @@ def run(args, screen, stack):
     """Opens what the options name, and talks. What is to be closed at the end goes on the stack."""
     agree = (lambda question: True) if args.yes else models.ask  # to a download
     if args.server:
+        engine = RemoteEngine(args.server, args.server_model, api_key=os.environ.get(KEY, "").strip() or None, stop=())
         tokenizer = tokenizers.load(models.find(args.model, screen.note, agree) if args.model else None)
-        stop = [tokenizer.special_tokens[name] for name in ("<|return|>", "<|call|>", "<|endoftext|>")]
-        key = os.environ.get(KEY, "").strip() or None
-        engine = RemoteEngine(args.server, args.server_model, api_key=key, stop=stop)
+        engine.stop = {tokenizer.special_tokens[name] for name in ("<|return|>", "<|call|>", "<|endoftext|>")}
         name = engine.model
     else:
         engine, tokenizer, name = local_engine(args.model or models.NANO, screen, agree)
@@ -414,7 +448,7 @@ def run(args, screen, stack):
     sampling = {"temperature": temperature_of(engine) if args.temperature is None else args.temperature,
                 "top_p": args.top_p, "seed": args.seed, "max_tokens": args.max_tokens}
     chat = Chat(conversation, name, screen, {name: value for name, value in sampling.items() if value is not None})
-    screen.waiting, chat.stats, chat.raw = lambda: chat.meter.waiting(), args.stats, args.raw
+    screen.waiting, chat.stats, chat.raw = chat.waiting, args.stats, args.raw
     offer_tools(chat, args, stack)
     if args.json:
         chat.answer = chat.answer_in_json
@@ -422,6 +456,8 @@ def run(args, screen, stack):
         chat.answer("\n\n".join(filter(None, [args.prompt, read_pipe()])))
     elif not (sys.stdin.isatty() and screen.terminal):
         chat.converse(lambda: input().strip())
+    elif os.environ.get("TERM") == "dumb":  # it cannot move the cursor
+        chat.converse(lambda: input("\n> ").strip())
     else:
         chat.screen = stack.enter_context(Terminal(screen.waiting, chat.status, chat.words(), STATE / "history"))
         chat.screen.markdown = args.schema is None
@@ -434,7 +470,7 @@ def read_pipe():
     with suppress(OSError, ValueError):  # it may be closed
         mode = os.fstat(sys.stdin.fileno()).st_mode
         if stat.S_ISFIFO(mode) or stat.S_ISREG(mode):
-            return sys.stdin.read().strip()
+            return sys.stdin.buffer.read().decode(errors="replace").strip()
     return ""
 
 

@@ -83,7 +83,7 @@ class Conversation:
     def __init__(self, engine, tokenizer, *, effort="medium", instructions=None, tools=(), schema=None, date=None):
         self.engine, self.tokenizer, self.history = engine, tokenizer, []
         self.effort, self.instructions, self.date = effort, instructions, date
-        self.tools, self.schema = tools, schema
+        self.tools, self.schema, self.calling = tools, schema, None  # calling: the recipient, while a tool runs
         held = schema is None or getattr(engine, "processes_logits", True)
         expect(held, GrammarError, "schema", "an engine of this machine", "a server, which chooses tokens by itself")
         self.grammar = None if schema is None else Grammar(schema)
@@ -193,13 +193,14 @@ class Conversation:
 
     def _call(self, call):
         """Runs the tool, and keeps call and result together: never one without the other."""
-        result = "The call failed."
+        result, self.calling = "The call failed.", call.recipient
         try:
             result = self._result(call)
         except KeyboardInterrupt:
             result = "The user interrupted this call."
             raise
         finally:
+            self.calling = None
             self.history += [call, Message("tool", result, name=call.recipient, channel=call.channel,
                                            recipient="assistant")]
         yield "result", result

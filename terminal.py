@@ -22,7 +22,6 @@ import time
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
-from rich.cells import chop_cells
 from rich.console import Console
 from rich.live import Live
 from rich.markdown import Markdown
@@ -101,6 +100,10 @@ class Screen:
     def note(self, text):
         self.errors.print(Text(clean(text)), style="yellow" if self.terminal else "")
 
+    def put(self, text):
+        """Gives the user a text to change and send."""
+        self.note(f"There is no line to change it in. It was: {text}")
+
     def confirm(self, text, question):
         """Whether the user says yes to `question` about `text`. Raises EOFError where nobody can be asked."""
         if not (sys.stdin.isatty() and self.errors.is_terminal):
@@ -127,7 +130,8 @@ class Terminal(Screen):
         from prompt_toolkit.history import FileHistory, InMemoryHistory
 
         super().__init__(waiting)
-        self.lines, self.answers, self.question = queue.SimpleQueue(), queue.SimpleQueue(), ""
+        self.console.soft_wrap = self.errors.soft_wrap = False  # lines are broken between words
+        self.lines, self.answers, self.question = queue.Queue(), queue.SimpleQueue(), ""
         self.live = "final", ""  # channel and text of the message that is being written
         try:
             history.parent.mkdir(parents=True, exist_ok=True)
@@ -169,7 +173,7 @@ class Terminal(Screen):
 
     def _keys(self):
         """Enter sends, Alt-Enter begins a new line, and so does Enter after a backslash or within \"\"\"."""
-        from prompt_toolkit.filters import Condition
+        from prompt_toolkit.filters import Condition, is_searching
         from prompt_toolkit.key_binding import KeyBindings
 
         keys = KeyBindings()
@@ -189,9 +193,10 @@ class Terminal(Screen):
         def _(event):
             event.current_buffer.insert_text("\n")
 
-        @keys.add("c-c")
+        @keys.add("c-c", filter=~is_searching)
         def _(event):
             if self.busy:
+                self.lines.queue.clear()  # what was to come after it is not asked either
                 interrupt()
             elif event.current_buffer.text:
                 event.current_buffer.reset()
@@ -200,6 +205,7 @@ class Terminal(Screen):
 
         @keys.add("c-d", filter=Condition(lambda: not self.session.default_buffer.text))
         def _(event):
+            self.lines.queue.clear()
             self.lines.put(None)
             if self.busy:
                 interrupt()
@@ -212,31 +218,39 @@ class Terminal(Screen):
             self.answers.put(text)
             buffer.text = ""  # not to be kept in the history
         elif text.startswith('"""'):
-            self.lines.put(text.removeprefix('"""').removesuffix('"""').strip())
+            self.lines.put(" " + text.removeprefix('"""').removesuffix('"""').strip())  # the blank: it is no command
         elif text:
             self.lines.put(text)
         return False  # the line is emptied
 
     def _prompt(self):
-        """What stands before the cursor: the end of the message being written, and the sign to type."""
+        """What stands before the cursor: the end of the message being written, what waits to be asked, and the sign to
+        type."""
         channel, text = self.live
-        size = self.session.app.output.get_size()
-        lines = [part for line in text.splitlines() for part in chop_cells(line, size.columns - 1) or [""]]
-        lines = lines[-max(3, size.rows - 8) :] if text else [self.waiting()] if self.busy else []
+        size, shown = self.session.app.output.get_size(), []
+        for line in text.splitlines()[-size.rows :]:
+            shown += [str(part) for part in Text(line).wrap(self.console, size.columns - 1)] or [""]
+        shown = shown[-max(3, size.rows - 8) :]
+        if self.busy and not self.question and (not text or channel == "call"):
+            shown.append(self.waiting())
         color = {"analysis": "ansibrightblack", "call": "ansimagenta", "commentary": "ansicyan"}.get(channel, "")
-        return [(color, f"{line}\n") for line in lines if line or text] + [("bold", self.question or "> ")]
+        waiting = [("ansibrightblack", f"then: {line[:60]!r}\n") for line in list(self.lines.queue) if line]
+        return [*((color, f"{line}\n") for line in shown), *waiting, ("bold", self.question or "> ")]
 
     def read(self):
         """The next line that the user types. Raises EOFError when there is none."""
         line = self.lines.get()
         if line is None:
             raise EOFError
-        self.console.print(Text(f"\n> {line}", style="bold"))
+        self.console.print(Text(f"\n> {line.strip()}", style="bold"))
         return line
 
     def put(self, text):
-        """Gives the user this text to change."""
-        self.session.app.loop.call_soon_threadsafe(self.session.default_buffer.insert_text, text)
+        def replace():
+            self.session.default_buffer.text = text
+            self.session.default_buffer.cursor_position = len(text)
+
+        self.session.app.loop.call_soon_threadsafe(replace)
 
     def show(self, pieces, history=()):
         shown, text, count, drawn, began = None, "", 0, 0.0, time.monotonic()
@@ -271,7 +285,7 @@ class Terminal(Screen):
             text = f"thought for {seconds:.0f} s, {count} tokens"
         self.console.print()
         if channel == "final" and self.markdown:
-            self.console.print(Markdown(text, hyperlinks=False), soft_wrap=False)  # an address is shown as it is
+            self.console.print(Markdown(text, hyperlinks=False))  # an address is shown as it is
         else:
             self.console.print(Text(text), style=STYLES[channel])
 
@@ -280,12 +294,11 @@ class Terminal(Screen):
         body = Text.assemble(clean(call.content), "\n" + "\u2500" * 8 + "\n", (shortened(clean(result)), "dim"))
         self.live = "final", ""
         self.console.print()
-        self.console.print(Panel(body, title=Text(clean(call.recipient)), title_align="left", border_style="magenta"),
-                           soft_wrap=False)
+        self.console.print(Panel(body, title=Text(clean(call.recipient)), title_align="left", border_style="magenta"))
 
     def confirm(self, text, question):
         if text:
-            self.console.print(Panel(Text(clean(text)), border_style="magenta"), soft_wrap=False)
+            self.console.print(Panel(Text(clean(text)), border_style="magenta"))
         buffer, begun, answers = self.session.default_buffer, [], queue.SimpleQueue()
 
         def ask():

@@ -15,6 +15,7 @@ Source: https://platform.openai.com/docs/api-reference/chat/create and OpenAI's 
 thought in gpt-oss".
 """
 
+import errno
 import json
 import os
 from contextlib import suppress
@@ -143,12 +144,16 @@ def save(path, history, *, instructions=None, effort="medium"):
         messages.insert(0, {"role": "developer", "content": instructions})
     text = json.dumps({"reasoning_effort": effort, "messages": messages}, ensure_ascii=False, indent=2)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     try:
         with open(beside, "xb") as file:
             file.write(text.encode(errors="surrogatepass") + b"\n")
             file.flush()
             os.fsync(file.fileno())  # before the name changes: else a crash could leave an empty file under it
         os.replace(beside, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None  # and not the name beside it
     finally:
         with suppress(OSError):
             beside.unlink()
@@ -159,7 +164,8 @@ def load(path):
 
     Also a list of messages alone. Raises ValueError, a sentence with the file, or OSError."""
     path = Path(path)
-    expect(path.is_file(), ValueError, path, "a saved conversation", "no such file" if not path.exists() else "no file")
+    expect(path.is_file(), ValueError, path, "a saved conversation",
+           "a directory or a device" if path.exists() else "no such file")
     size = path.stat().st_size
     expect(size <= LARGEST, ValueError, path, f"at most {LARGEST:,} bytes", f"{size:,}")
     try:
