@@ -12,7 +12,7 @@ For {"type": "array", "items": {"type": "integer"}}:
     [-7]     the empty stack                           nothing: the text is complete
 
 The second half of this file makes nodes of a schema, once. The first half makes symbols of nodes, as they are needed.
-Stacks are linked lists that share their ends and never change: one may ask about a token without taking it.
+A state never changes: one may ask about a token without taking it.
 
 Every keyword is obeyed, or the schema is refused, and from every state the text can be completed: what nothing
 satisfies is left out. JSON Schema (draft 2020-12) speaks of values. Of the texts of a value these are allowed:
@@ -48,11 +48,11 @@ class GrammarError(ValueError):
 
 # ---- The automaton --------------------------------------------------------------------------------------------------
 # A symbol is bytes: it reads one byte, any of these; or a tuple (rule, *arguments): it becomes any of the sequences of
-# symbols that rule(*arguments) yields; or an object: its read(byte) says what it becomes by reading it, None: refused.
-# A state is a set of (symbol on top, state below). So stacks that differ only further below are one, or their number
-# could double with every level of nesting (a graph-structured stack: Tomita 1985).
+# symbols that rule(*arguments) yields; or an object: its read(byte) gives the symbols that it becomes; None: refused.
+# A state is a set of (symbol on top, state below it). Stacks that differ only further below are one in it; else their
+# number could double with every level of nesting. (Tomita 1985: a graph-structured stack.)
 
-END = b"", frozenset()  # the bottom of every stack: it reads nothing
+END = b"", frozenset()  # the bottom of every stack; it reads nothing
 
 def push(symbols, state):
     for symbol in reversed(symbols):
@@ -66,8 +66,8 @@ def settle(tops):
     while tops:
         changed = {}
         for symbol, rest in tops:
-            rest |= below.get(symbol, frozenset())
-            if rest != below.get(symbol):  # else a rule has become itself
+            rest = below[symbol] | rest if symbol in below else rest
+            if rest != below.get(symbol):  # if it is, a rule has become itself
                 below[symbol] = changed[symbol] = rest
         tops = [top for symbol, rest in changed.items() if type(symbol) is tuple
                 for symbols in symbol[0](*symbol[1:]) for top in push(symbols, rest)]
@@ -205,7 +205,7 @@ def elements(item, least, most, first, room):
     """What stands where an element begins, or a comma before it."""
     if not least:
         yield (b"]",)
-    if most and item.height <= room:
+    if most:
         comma = () if first else (b",", SPACE)
         yield *comma, (value, item, room), SPACE, (elements, item, max(least - 1, 0), most - 1, False, room)
 
@@ -263,7 +263,7 @@ class Key(NamedTuple):
 
 KINDS = {dict: "object", list: "array", str: "string", bool: "boolean", int: "integer", float: "number",
          type(None): "null"}
-ANY = "", lambda found: True
+ANY = "anything", lambda found: True
 COUNT = "a whole number of at least 0", lambda found: type(found) is int and found >= 0
 BOUND = f"a number of up to {DIGITS} digits", lambda found: type(found) in (int, float) and abs(found) < 10**DIGITS
 SCHEMAS = "a list that is not empty", lambda found: isinstance(found, list) and found
