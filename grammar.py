@@ -12,7 +12,7 @@ For {"type": "array", "items": {"type": "integer"}}:
     [-7]     the empty stack                           nothing: the text is complete
 
 The second half of this file makes nodes of a schema, once. The first half makes symbols of nodes, as they are needed.
-Stacks are linked lists that share their ends and never change: one may ask about a token without taking it.
+A state never changes: one may ask about a token without taking it.
 
 Every keyword is obeyed, or the schema is refused, and from every state the text can be completed: what nothing
 satisfies is left out. JSON Schema (draft 2020-12) speaks of values. Of the texts of a value these are allowed:
@@ -48,40 +48,44 @@ class GrammarError(ValueError):
 
 # ---- The automaton --------------------------------------------------------------------------------------------------
 # A symbol is bytes: it reads one byte, any of these; or a tuple (rule, *arguments): it becomes any of the sequences of
-# symbols that rule(*arguments) yields; or an object: its read(byte) says what it becomes by reading it, None: refused.
-# A stack is (symbol, stack), or () if it is empty.
+# symbols that rule(*arguments) yields; or an object: its read(byte) gives the symbols that it becomes; None: refused.
+# A state is a set of (symbol on top, state below it). Stacks that differ only further below are one in it; else their
+# number could double with every level of nesting. (Tomita 1985: a graph-structured stack.)
 
-def push(symbols, stack):
+END = b"", frozenset()  # the bottom of every stack; it reads nothing
+
+def push(symbols, state):
     for symbol in reversed(symbols):
-        stack = symbol, stack
-    return stack
+        state = frozenset([(symbol, state)])
+    return state
 
 
-def settle(stacks):
-    """The state of these stacks: rules on top are replaced by what they may become, until every top reads."""
-    seen, todo = set(), list(stacks)
-    while todo:
-        stack = todo.pop()
-        if stack not in seen:  # a rule that becomes itself has been seen
-            seen.add(stack)
-            if stack and type(stack[0]) is tuple:
-                (rule, *arguments), rest = stack
-                todo += [push(symbols, rest) for symbols in rule(*arguments)]
-    return frozenset(stack for stack in seen if not stack or type(stack[0]) is not tuple)
+def settle(tops):
+    """The state in which the rules among these tops are replaced by what they may become, until every top reads."""
+    below = {}  # symbol -> the state below it
+    while tops:
+        changed = {}
+        for symbol, rest in tops:
+            rest = below[symbol] | rest if symbol in below else rest
+            if rest != below.get(symbol):  # if it is, a rule has become itself
+                below[symbol] = changed[symbol] = rest
+        tops = [top for symbol, rest in changed.items() if type(symbol) is tuple
+                for symbols in symbol[0](*symbol[1:]) for top in push(symbols, rest)]
+    return frozenset(top for top in below.items() if type(top[0]) is not tuple)
 
 
 @lru_cache(1 << 14)  # most of a text is inside strings, where the same state comes again and again
 def step(state, byte):
     """The state after one more byte: empty if the byte is refused."""
-    stacks = []
-    for symbol, rest in filter(None, state):
+    after = []
+    for symbol, below in state:
         if type(symbol) is bytes:
             symbols = () if byte in symbol else None
         else:
             symbols = symbol.read(byte)
         if symbols is not None:
-            stacks.append(push(symbols, rest))
-    return settle(stacks)
+            after += push(symbols, below)
+    return settle(after)
 
 
 # ---- Rules: space, strings, numbers ---------------------------------------------------------------------------------
@@ -201,7 +205,7 @@ def elements(item, least, most, first, room):
     """What stands where an element begins, or a comma before it."""
     if not least:
         yield (b"]",)
-    if most and item.height <= room:
+    if most:
         comma = () if first else (b",", SPACE)
         yield *comma, (value, item, room), SPACE, (elements, item, max(least - 1, 0), most - 1, False, room)
 
@@ -243,11 +247,11 @@ class Key(NamedTuple):
     taken: frozenset
     room: int
     text: bytes = b'"'
-    state: frozenset = settle([(String(), ())])
+    state: frozenset = frozenset([(String(), frozenset([END]))])
 
     def read(self, byte):
         text, state = self.text + bytes([byte]), step(self.state, byte)
-        if () not in state:
+        if END not in state:
             return (self._replace(text=text, state=state),) if state else None
         name = json.loads(text)
         if name not in self.taken:
@@ -259,7 +263,7 @@ class Key(NamedTuple):
 
 KINDS = {dict: "object", list: "array", str: "string", bool: "boolean", int: "integer", float: "number",
          type(None): "null"}
-ANY = "", lambda found: True
+ANY = "anything", lambda found: True
 COUNT = "a whole number of at least 0", lambda found: type(found) is int and found >= 0
 BOUND = f"a number of up to {DIGITS} digits", lambda found: type(found) in (int, float) and abs(found) < 10**DIGITS
 SCHEMAS = "a list that is not empty", lambda found: isinstance(found, list) and found
@@ -288,11 +292,7 @@ class Grammar:
     def __init__(self, schema):
         self._nodes = {}
         try:
-            self._schema = json.loads(json.dumps(schema, allow_nan=False), parse_float=as_number)
-            json.dumps(self._schema, ensure_ascii=False).encode()
-        except (TypeError, ValueError, RecursionError) as reason:
-            raise GrammarError(f"schema: expected what JSON can hold, found {reason}") from None
-        try:
+            self._schema = as_json(schema)
             root = self._node(self._schema, "schema")
         except RecursionError:
             raise GrammarError("schema: expected fewer levels of nesting, found too many to read") from None
@@ -302,7 +302,7 @@ class Grammar:
                 node.height = min(map(height, node.choices), default=math.inf)
         expect(root.height <= LEVELS, GrammarError, "schema",
                f"what some value satisfies, nested up to {LEVELS} levels deep", "what none does")
-        self.start = settle([((value, root, LEVELS), ())])
+        self.start = settle([((value, root, LEVELS), frozenset([END]))])
 
     def advance(self, state, data):
         """The state after some more bytes. None: they are refused, because no allowed text begins like this."""
@@ -312,7 +312,7 @@ class Grammar:
 
     def complete(self, state):
         """Whether the text may end here."""
-        return () in state
+        return END in state
 
     def _node(self, schema, where):
         """The node of a schema. Of the same schema, wherever it stands, the same node: so recursion comes to an end."""
@@ -462,6 +462,11 @@ def same(one, other):
     """Whether two values are equal as JSON. (In Python, True equals 1.)"""
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
-def as_number(text):
-    """1.0 is an integer in JSON Schema."""
-    return int(float(text)) if float(text).is_integer() else float(text)
+def as_json(schema):
+    """`schema` as JSON holds it. There 1.0 is an integer."""
+    try:
+        text = json.dumps(schema, ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except (TypeError, ValueError) as reason:
+        raise GrammarError(f"schema: expected what JSON can hold, found {reason}") from None
+    return json.loads(text, parse_float=lambda text: int(float(text)) if float(text).is_integer() else float(text))

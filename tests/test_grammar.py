@@ -11,7 +11,7 @@ import jsonschema
 import llguidance
 import pytest
 
-from grammar import BLANKS, DIGITS, LEVELS, Grammar, GrammarError, Key
+from grammar import BLANKS, DIGITS, LEVELS, Grammar, GrammarError, Key, step
 
 SCHEMAS, DOCUMENTS = 2_000, 5  # of each schema so many documents, as they are and with a change: 20,000 in all
 NOTHING = f"schema: expected what some value satisfies, nested up to {LEVELS} levels deep, found what none does"
@@ -359,9 +359,9 @@ def test_nothing_is_taken_that_cannot_be_completed():
 
 def may_follow(state):
     """One byte of each set that reads, and two for what reads otherwise: of a string, the end and a character."""
-    tops = [stack[0] for stack in state if stack]
-    tops += [stack[0] for top in tops if isinstance(top, Key) for stack in top.state]
-    return {top[0] for top in tops if isinstance(top, bytes)} | {*b'"a'}
+    tops = [top for top, _ in state]
+    tops += [inner for top in tops if isinstance(top, Key) for inner, _ in top.state]
+    return {top[0] for top in tops if top and isinstance(top, bytes)} | {*b'"a'}
 
 
 LAST = b'[{\\ \t\n'  # what makes a text longer than it must be, the worst at the end
@@ -477,17 +477,19 @@ def test_numbers(schema):
 # ---- By hand --------------------------------------------------------------------------------------------------------
 
 TREE = {"$ref": "#/$defs/tree", "$defs": {"tree": {
-    "type": "object", "properties": {"leaf": {"type": "integer"}, "both": {
-        "type": "array", "items": {"$ref": "#/$defs/tree"}, "minItems": 2, "maxItems": 2}}, "additionalProperties": False}}}
+    "type": "object", "additionalProperties": False, "properties": {"leaf": {"type": "integer"}, "both": {
+        "type": "array", "items": {"$ref": "#/$defs/tree"}, "minItems": 2, "maxItems": 2}}}}}
 ENDLESS = {"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["next"]}
-ANIMAL = {"oneOf": [{"$ref": "#/$defs/cat"}, {"$ref": "#/$defs/dog"}], "discriminator": {"propertyName": "kind"}, "$defs": {
+ANIMAL = {"oneOf": [{"$ref": "#/$defs/cat"}, {"$ref": "#/$defs/dog"}], "discriminator": {"propertyName": "kind"},
+          "$defs": {
     kind: {"type": "object", "properties": {"kind": {"const": kind, "type": "string"}, sound: {"type": "string"}},
            "required": ["kind", sound], "additionalProperties": False}
     for kind, sound in (("cat", "purr"), ("dog", "bark"))}}
 
 
 @pytest.mark.parametrize(("schema", "good", "bad"), [
-    (True, ["1", "[{}]", '{"a":{"b":[null,true]}}'], ["", " 1", "1 ", "[1,]", "[,1]", '{"a"}', "{,}", "01", "1.", "tru"]),
+    (True, ["1", "[{}]", '{"a":{"b":[null,true]}}'],
+     ["", " 1", "1 ", "[1,]", "[,1]", '{"a"}', "{,}", "01", "1.", "tru"]),
     ({"type": ["string", "null"]}, ['"a"', "null"], ["1", "[]"]),
     ({"enum": ["a", "b", 1, 2.0, None, {"a": ["é"]}]}, ['"a"', '"\\u0062"', "1", "2", "null", '{"a":["é"]}'],
      ['"ab"', '"c"', "2.0", "true", '{"a": ["é"]}']),
@@ -499,7 +501,8 @@ ANIMAL = {"oneOf": [{"$ref": "#/$defs/cat"}, {"$ref": "#/$defs/dog"}], "discrimi
     ({"type": "array", "items": False}, ["[]", "[ ]"], ["[1]"]),
     ({"type": "object", "properties": {"a": {}, "b": {}, "c": {}}, "required": ["b"]},
      ['{"b":1}', '{"a":1,"b":2,"c":3}', '{"b":1,"c":2,"x":3}', '{"\\u0061":1,"b":2}', '{\n  "b": 1\n}'],
-     ["{}", '{"b":1,"a":2}', '{"b":1,"\\u0061":2}', '{"b":1,"x":2,"c":3}', '{"b":1,"x":2,"\\u0078":3}', '{"b":1,"b":1}']),
+     ["{}", '{"b":1,"a":2}', '{"b":1,"\\u0061":2}', '{"b":1,"x":2,"c":3}', '{"b":1,"x":2,"\\u0078":3}',
+      '{"b":1,"b":1}']),
     ({"properties": {"a": {"type": "null"}}}, ["7", "{}", '{"a":null}', '{"b":1}'], ['{"a":1}']),
     ({"type": "object", "required": ["z", "y"], "additionalProperties": {"type": "integer"}}, ['{"z":1,"y":2,"a":3}'],
      ['{"z":1}', '{"y":2,"z":1}', '{"z":1,"y":""}']),
@@ -510,10 +513,14 @@ ANIMAL = {"oneOf": [{"$ref": "#/$defs/cat"}, {"$ref": "#/$defs/dog"}], "discrimi
      ["0", "[[0],0]"], ["[]", "[[]]", "1"]),
     ({"properties": {"a": False, "b": {"minLength": 2, "maxLength": 1, "type": "string"}}, "type": "object"},
      ["{}", '{"c":1}'], ['{"a', '{"b":']),  # as soon as there is no way on
-    ({"type": "object", "anyOf": [{"required": ["a"]}, {"required": ["b"]}]}, ['{"a":1}', '{"b":1,"a":2}'], ["{}", '{"c":1}']),
-    ({"allOf": [{"$ref": "#/definitions/a~1b"}], "type": "integer", "definitions": {"a/b": {"minimum": 3}}}, ["3"], ["2", "3.5"]),
-    ({"oneOf": [{"const": 1}, {"const": True}, {"type": "object"}, {"enum": ["a"]}]}, ["1", "true", "{}", '"a"'], ["2"]),
-    ({"type": "integer", "minimum": 8, "maximum": 12}, ["8", "9", "10", "12"], ["7", "13", "80", "1", "-", "1.0", "08"]),
+    ({"type": "object", "anyOf": [{"required": ["a"]}, {"required": ["b"]}]}, ['{"a":1}', '{"b":1,"a":2}'],
+     ["{}", '{"c":1}']),
+    ({"allOf": [{"$ref": "#/definitions/a~1b"}], "type": "integer", "definitions": {"a/b": {"minimum": 3}}},
+     ["3"], ["2", "3.5"]),
+    ({"oneOf": [{"const": 1}, {"const": True}, {"type": "object"}, {"enum": ["a"]}]}, ["1", "true", "{}", '"a"'],
+     ["2"]),
+    ({"type": "integer", "minimum": 8, "maximum": 12}, ["8", "9", "10", "12"],
+     ["7", "13", "80", "1", "-", "1.0", "08"]),
 ], ids=lambda value: json.dumps(value)[:40] if isinstance(value, dict) else None)
 def test_texts(schema, good, bad):
     grammar = Grammar(schema)
@@ -525,18 +532,34 @@ def test_texts(schema, good, bad):
 
 
 def test_nothing_is_begun_that_nothing_satisfies():
-    grammar = Grammar({"type": "object", "properties": {"a": ENDLESS["properties"]["next"], "b": False, "ab": {}},
-                       "required": ["ab"], "additionalProperties": False})
-    assert grammar.advance(grammar.start, b'{"a":') is None and accepts(grammar, '{"ab":{"ab":1}}')
+    endless = {"type": "object", "properties": {"next": {"$ref": "#/$defs/endless"}}, "required": ["next"]}
+    grammar = Grammar({"type": "object", "properties": {"a": endless, "b": False, "ab": {}}, "required": ["ab"],
+                       "additionalProperties": False, "$defs": {"endless": endless}})
+    assert grammar.advance(grammar.start, b'{"a"') is None and accepts(grammar, '{"ab":{"ab":1}}')
     assert grammar.advance(grammar.start, b'{"b') is None
     deep = Grammar({"type": "array", "items": {"$ref": "#"}})
     assert accepts(deep, "[" * LEVELS + "]" * LEVELS) and deep.advance(deep.start, b"[" * (LEVELS + 1)) is None
 
 
+def test_a_choice_at_every_level_does_not_multiply():
+    schema = {"type": "object", "properties": {"a": {"$ref": "#"}}, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]}
+    grammar = Grammar(schema)
+    state = grammar.advance(grammar.start, b'{"a": ' * (LEVELS - 1))
+    assert len(state) == 1 and accepts(grammar, '{"a": ' * (LEVELS - 1) + '{"b": 1}' + "}" * (LEVELS - 1))
+
+
+def test_states_are_equal_however_they_came_about():
+    grammar, data = Grammar(True), b'{"a": [' * (LEVELS // 2)
+    one = grammar.advance(grammar.start, data)
+    step.cache_clear()  # so that the other shares no object with it
+    other = grammar.advance(grammar.start, data)
+    assert one == other and one is not other and hash(one) == hash(other)
+
+
 CIRCLE = {}
 CIRCLE["items"] = CIRCLE
 NESTED = {"type": "string"}
-for _ in range(400):
+for _ in range(700):
     NESTED = {"items": NESTED}
 LONG = {"type": "string"}
 for _ in range(LEVELS + 1):
@@ -549,10 +572,11 @@ for _ in range(LEVELS + 1):
     ({"type": ["string", 1]}, "schema.type: expected a type or a list of types, found ['string', 1]"),
     ({"properties": {"x": {"type": "string", "pattern": "a+"}}},
      "schema.properties.x: expected keywords that a grammar can enforce, found pattern"),
-    *(({"items": {keyword: 1}}, f"schema.items: expected keywords that a grammar can enforce, found {keyword}") for keyword in (
-        "format", "multipleOf", "not", "if", "then", "else", "patternProperties", "propertyNames", "uniqueItems", "contains",
-        "minContains", "minProperties", "maxProperties", "dependentRequired", "dependentSchemas", "unevaluatedProperties",
-        "unevaluatedItems", "prefixItems", "additionalItems", "$dynamicRef", "$anchor", "nullable", "contentEncoding")),
+    *(({"items": {keyword: 1}}, f"schema.items: expected keywords that a grammar can enforce, found {keyword}")
+      for keyword in ("format", "multipleOf", "not", "if", "then", "else", "patternProperties", "propertyNames",
+                      "uniqueItems", "contains", "minContains", "minProperties", "maxProperties", "dependentRequired",
+                      "dependentSchemas", "unevaluatedProperties", "unevaluatedItems", "prefixItems", "additionalItems",
+                      "$dynamicRef", "$anchor", "nullable", "contentEncoding")),
     ({"items": [{"type": "string"}]}, "schema.items: expected an object or a boolean, found [{'type': 'string'}]"),
     ({"properties": []}, "schema.properties: expected an object, found []"),
     ({"required": "a"}, "schema.required: expected a list of names, found a"),
@@ -563,20 +587,21 @@ for _ in range(LEVELS + 1):
     ({"anyOf": []}, "schema.anyOf: expected a list that is not empty, found []"),
     ({"anyOf": [{}, 1]}, "schema.anyOf[1]: expected an object or a boolean, found 1"),
     ({"enum": "ab"}, "schema.enum: expected a list, found ab"),
-    ({"enum": ["ab"], "maxLength": 1}, "schema: expected nothing but a type beside an enum or a const, found maxLength"),
+    ({"enum": ["ab"], "maxLength": 1},
+     "schema: expected nothing but a type beside an enum or a const, found maxLength"),
     ({"allOf": [{}, {}]}, "schema.allOf: expected one schema, found 2"),
     ({"$ref": "other.json"}, "schema.$ref: expected # or #/..., found other.json"),
     ({"items": {"$ref": "#/$defs/x"}}, "schema.items.$ref: expected what there is in the schema, found #/$defs/x"),
     ({"$ref": "#/$defs/x", "$defs": {"x": {"format": "date"}}},
      "schema.$defs.x: expected keywords that a grammar can enforce, found format"),
     ({"properties": {"x": {}}, "anyOf": [{"properties": {"y": {}}}]},
-     "schema.anyOf[0]: expected properties in one place, found them here and beside it"),
+     "schema.anyOf[0]: expected keywords that stand only once, found properties"),
     ({"additionalProperties": False, "anyOf": [{"properties": {"y": {}}}]},
      "schema.anyOf[0]: expected properties in one place, found them here and beside it"),
     ({"required": ["a"], "anyOf": [{"required": ["b"]}]},
      "schema.anyOf[0]: expected keywords that stand only once, found required"),
-    *(({"oneOf": alternatives}, "schema.oneOf: expected alternatives of different types, or with different constants as a "
-       "required property, found some that may overlap") for alternatives in (
+    *(({"oneOf": alternatives}, "schema.oneOf: expected alternatives of different types, or with different constants "
+       "as a required property, found some that may overlap") for alternatives in (
         [{}, {}], [{"type": "integer"}, {"type": "number"}], [{"const": 1}, {"enum": [2, 1.0]}],
         [{"type": "object", "properties": {"a": {"const": n}}} for n in range(2)],
         [{"properties": {"a": {"const": n}}, "required": ["a"]} for n in range(2)],
@@ -588,14 +613,14 @@ for _ in range(LEVELS + 1):
         {"type": "number", "minimum": 0, "exclusiveMaximum": 0}, {"type": "array", "minItems": 2, "maxItems": 1},
         {"type": "array", "items": False, "minItems": 1}, {"type": "array", "items": {"$ref": "#"}, "minItems": 1},
         {"type": "object", "required": ["a"], "additionalProperties": False},
-        {"type": "object", "properties": {"a": False}, "required": ["a"]}, {"type": "string", "anyOf": [{"type": "null"}]})),
+        {"type": "object", "properties": {"a": False}, "required": ["a"]},
+        {"type": "string", "anyOf": [{"type": "null"}]})),
     (NESTED, "schema: expected fewer levels of nesting, found too many to read"),
     (CIRCLE, "schema: expected what JSON can hold, found Circular reference detected"),
     ({"const": {1, 2}}, "schema: expected what JSON can hold, found Object of type set is not JSON serializable"),
-    ({"const": float("nan")}, "schema: expected what JSON can hold, found Out of range float values are not JSON compliant"),
-    ({"const": "\ud800"}, "schema: expected what JSON can hold, found 'utf-8' codec can't encode character '\\ud800' in "
-                          "position 11: surrogates not allowed"),
-], ids=lambda value: json.dumps(value)[:60] if isinstance(value, dict) and value not in (CIRCLE, NESTED) else None)
+    ({"const": "\ud800"}, "schema: expected what JSON can hold, found 'utf-8' codec can't encode character '\\ud800' "
+                          "in position 11: surrogates not allowed"),
+], ids=lambda value: value if isinstance(value, str) else "")
 def test_refused(schema, said):
     with pytest.raises(GrammarError) as error:
         Grammar(schema)
