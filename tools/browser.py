@@ -32,6 +32,8 @@ MATCHES, MATCH_LINES, ABOVE = 50, 4, 4  # that find shows; of each; lines above 
 CITATION = re.compile(r"【([0-9]{1,9})†([^†】]+)(?:†[^†】]+)?】")
 BEGUN = re.compile(r"【[0-9]*(?:†[^†】]*(?:†[^†】]*)?)?\Z")
 FUNCTIONS = {function.name: function.parameters for function in BROWSER.functions}
+ARGUMENTS = {name: parameters["properties"] for name, parameters in FUNCTIONS.items()}
+ARGUMENTS["search"] = ARGUMENTS["search"] | {"top_n": {"type": "number"}}  # OpenAI's tool takes that, too
 NAMED = {int: ("number", "an integer"), str: ("string", "text"), bool: ("boolean", "true or false")}  # in JSON, by us
 
 
@@ -180,7 +182,7 @@ class Browser:
 
 def _checked(function, arguments):
     """The arguments of a call as they are meant: null is as left out, 3.0 and "3" are 3 where a number can be."""
-    known, where = FUNCTIONS[function]["properties"] | {"top_n": {"type": "number"}}, f"browser.{function}"
+    known, where = ARGUMENTS[function], f"browser.{function}"
     arguments = {name: value for name, value in arguments.items() if value is not None}
     for name in (*FUNCTIONS[function].get("required", ()), *arguments):
         expect(name in known, BrowserError, where, f"only the arguments {', '.join(known)}", one_line(name))

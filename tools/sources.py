@@ -75,31 +75,21 @@ class Folder:
         raise ValueError("there is no such file in the folder, and nothing else can be opened")
 
     def search(self, query):
-        """The files whose best passages fit best. That passage is the summary. A passage is ranked by BM25 (Robertson
-        and Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond", 2009, section 3.4), with the title and
-        the path of its file as part of it."""
-        wanted, passages = set(_words(query)), []
+        """The files whose best passages fit best, with that passage as the summary. Title and path of a file count as
+        words of each of its passages."""
+        wanted, passages, counts = set(_words(query)), [], []
         for url, path in self.files().items():
             with suppress(OSError):  # what cannot be read is not found
                 title, text = self._plain(url, *self._read(path))
                 head, text = _words(f"{title} {unquote(url)}"), text.split()
                 for n in range(0, len(text), PASSAGE):
-                    passage = " ".join(text[n : n + PASSAGE])
-                    words = head + _words(passage)
-                    passages.append((title, url, passage, Counter(filter(wanted.__contains__, words)), len(words)))
-        average = sum(length for *_, length in passages) / max(len(passages), 1)
-        within = Counter(word for *_, counts, _ in passages for word in counts)  # how many passages have a word
-        weight = {word: math.log(1 + (len(passages) - n + 0.5) / (n + 0.5)) for word, n in within.items()}
-
-        def score(passage):
-            *_, counts, length = passage
-            damped = K1 * (1 - B + B * length / average)
-            return sum(weight[word] * n * (K1 + 1) / (n + damped) for word, n in counts.items())
-
+                    passages.append((title, url, " ".join(text[n : n + PASSAGE])))
+                    words = head + _words(passages[-1][2])
+                    counts.append((Counter(filter(wanted.__contains__, words)), len(words)))
         best = {}
-        for title, url, passage, counts, _ in sorted(passages, key=score, reverse=True):
-            if counts:
-                best.setdefault(url, (title, url, passage))
+        for score, passage in sorted(zip(bm25(counts), passages, strict=True), key=lambda pair: -pair[0]):
+            if score > 0:
+                best.setdefault(passage[1], passage)
         return list(best.values())[:RESULTS]
 
     def _read(self, path):
@@ -111,6 +101,17 @@ class Folder:
         heading = re.search(r"^#+ (.+)", text, re.MULTILINE) if kind == MARKDOWN else None
         page = convert(url, TEXT if kind == MARKDOWN else kind, text, heading and heading[1])
         return page.title, without_links(page.text).split("\n", 2)[2]
+
+
+def bm25(passages):
+    """How well passages fit a query. Each is a Counter of the query's words in it, and the number of all its words.
+    (Robertson and Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond", 2009, section 3; with the 1 + of
+    Lucene in the logarithm, so that a word that most passages have does not count against them.)"""
+    average = sum(length for _, length in passages) / max(len(passages), 1)
+    within = Counter(word for counts, _ in passages for word in counts)  # in how many passages a word is
+    weight = {word: math.log(1 + (len(passages) - n + 0.5) / (n + 0.5)) for word, n in within.items()}
+    return [sum(weight[word] * n * (K1 + 1) / (n + K1 * (1 - B + B * length / average)) for word, n in counts.items())
+            for counts, length in passages]
 
 
 def _words(text):
@@ -143,8 +144,8 @@ class SearXNG(Web):
             return [(str(result.get("title") or ""), str(result["url"]), str(result.get("content") or ""))
                     for result in json.loads(text)["results"][:RESULTS]]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            found = str(error) if "server" in str(error) else "something else"
-            expect(False, ValueError, "SearXNG", "results (its settings.yml must list json in search.formats)", found)
+            found = f"{type(error).__name__}: {error}"
+            expect(False, ValueError, "SearXNG", "results (search.formats in its settings.yml must list json)", found)
 
 
 def is_public(address):
