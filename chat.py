@@ -23,7 +23,7 @@ from checkpoint import expect_number
 from conversation import Conversation, LocalEngine
 from harmony import EFFORTS
 from remote import EngineError, RemoteEngine
-from terminal import Screen, Terminal
+from terminal import Screen, Terminal, cited, raw
 
 STATE = Path(os.environ.get("XDG_STATE_HOME", ""))  # where what was typed is kept
 STATE = (STATE if STATE.is_absolute() else Path("~/.local/state").expanduser()) / "gpt-oss"
@@ -200,12 +200,12 @@ class Chat:
 
     def do_edit(self, argument):
         """   change the last question and ask it again (Ctrl-X Ctrl-E: in an editor)"""
-        question = next((message.content for message in reversed(self.conversation.history) if message.role == "user"), "")
-        if not question:
+        questions = [message.content for message in self.conversation.history if message.role == "user"]
+        if not questions:
             raise ValueError("There is no question yet.")
         self.editing = True
         self.screen.note("(The next question takes the place of the last one.)")
-        self.screen.put(question)
+        self.screen.put(questions[-1])
 
     def do_save(self, argument):
         """FILE   keep the conversation as JSON, in OpenAI's message form with the thoughts"""
@@ -301,36 +301,6 @@ def choice(value, choices, where, default=None):
     if value not in choices:
         raise ValueError(f"{where}: expected {', '.join(choices)}, found {value!r}")
     return value
-
-
-# ---- Pieces, as somebody else wants them ----------------------------------------------------------------------------
-
-def cited(pieces, browser):
-    """The citations in answers become links. Half a citation waits for its other half."""
-    held = ""
-    for channel, text in pieces:
-        if held and channel != "final":
-            yield "final", held
-            held = ""
-        if channel == "final":
-            text = held + text
-            whole = browser.unfinished(text)
-            text, held = browser.citations(text[:whole])[0], text[whole:]
-        if text or channel != "final":
-            yield channel, text
-    if held:
-        yield "final", held
-
-
-def raw(pieces, meter, tokenizer):
-    """What the model has read and written, tokens as they are, and the notes."""
-    for channel, text in pieces:
-        if unseen := meter.unseen():
-            yield "raw", tokenizer.decode(unseen)
-        if channel == "note":
-            yield channel, text
-    if unseen := meter.unseen():
-        yield "raw", tokenizer.decode(unseen)
 
 
 # ---- The command ----------------------------------------------------------------------------------------------------

@@ -277,7 +277,7 @@ KEYWORDS = {
     **dict.fromkeys(("allOf", "anyOf", "oneOf"), SCHEMAS),
     "$ref": ("# or #/...", lambda found: isinstance(found, str) and (found + "/").startswith("#/"))}
 ANNOTATIONS = {"title", "description", "default", "examples", "$schema", "$id", "$comment", "deprecated", "readOnly",
-               "writeOnly", "discriminator", "$defs", "definitions"}  # the last two hold what is referred to
+               "writeOnly", "discriminator", "nullable", "$defs", "definitions"}  # the last two: what is referred to
 
 
 class Grammar:

@@ -341,3 +341,33 @@ def completer(words):
                     yield Completion(word, -len(rest if space else name))
 
     return Commands()
+
+
+# ---- Other ways to show pieces --------------------------------------------------------------------------------------
+
+def cited(pieces, browser):
+    """The citations in answers become links. Half a citation waits for its other half."""
+    held = ""
+    for channel, text in pieces:
+        if held and channel != "final":
+            yield "final", held
+            held = ""
+        if channel == "final":
+            text = held + text
+            whole = browser.unfinished(text)
+            text, held = browser.citations(text[:whole])[0], text[whole:]
+        if text or channel != "final":
+            yield channel, text
+    if held:
+        yield "final", held
+
+
+def raw(pieces, meter, tokenizer):
+    """What the model has read and written, tokens as they are, and the notes."""
+    for channel, text in pieces:
+        if unseen := meter.unseen():
+            yield "raw", tokenizer.decode(unseen)
+        if channel == "note":
+            yield channel, text
+    if unseen := meter.unseen():
+        yield "raw", tokenizer.decode(unseen)

@@ -59,7 +59,7 @@ def test_a_chat(person):
     assert re.search(rb"\x1b\[2m12\+30", one.raw)
     one.sees(r"nano   effort medium   context 1\d\d of 4,096   [\d.]+ tokens/s")
     one.types("/analysis hide\r/effort high\r/retry\r")
-    one.sees(rf"^> /retry\n\nthought for \d+ s, \d+ tokens\n\n{ANSWER}\n")
+    one.sees(rf"^> /retry\n\(At temperature 0 the answer will.*\n\nthought for \d+ s, \d+ tokens\n\n{ANSWER}\n")
     one.sees("nano   effort high   context")
     one.types("/undo\r/undo\r/effort huge\r/nonsense\r/help\r")
     one.sees(r"Taken back: What is 12 \+ 30\?")
@@ -132,7 +132,7 @@ def test_save_and_load(person, tmp_path):
     assert saved["messages"][2]["content"] == "12 + 30 = 42" and "12+30" in saved["messages"][2]["reasoning"]
     two = person()
     two.types(f"/load {tmp_path}/talk.json\r/system\r/undo\r")
-    two.sees("talk.json: 1 question and the answers, effort high")
+    two.sees("talk.json: 1 question, effort high")
     two.sees("system: Be brief.")
     two.sees(r"Taken back: What is 12 \+ 30\?")
 
@@ -154,19 +154,39 @@ def test_what_is_typed_wrong_is_said(person, tmp_path):
     """Settings out of range, a retry that cannot be asked, quotes that belong to the question."""
     one = person("--seed", "1")
     one.types("/set temperature -1\r/set top_p 5\r/set seed 1.5\r/set max_tokens\r/set nothing 1\r")
-    for message in ("temperature: expected a number of at least 0, found '-1'", "top_p: expected a number from 1e-09 to",
-                    "seed: expected an integer of at least 0, found '1.5'", "max_tokens: expected an integer of at least 1",
+    for message in ("temperature: expected a number of at least 0, found '-1'", "top_p: expected a number from 1e-09",
+                    "seed: expected an integer of at least 0, found '1.5'", "max_tokens: expected an integer of at ",
                     "/set: expected temperature, top_p, top_k, min_p, seed, max_tokens, found 'nothing'"):
         one.sees(re.escape(message))
     one.types("/set temperature 2\r/set temperature none\r")
     one.sees(r"temperature 2\.0   seed 1.*temperature 0\.0   seed 1")
     one.types(f'{QUESTION}\rSay \"\"\"a\"\"\"\r')
-    one.sees(rf'{ANSWER}.*^> Say \"\"\"a\"\"\"\n\n\w.*tokens/s')
+    one.sees(rf'{ANSWER}.*^> Say \"\"\"a\"\"\"\n\n\S.*tokens/s')
     (tmp_path / "long.txt").write_text("a b c d " * 9000)
     one.types(f"/read {tmp_path}/long.txt\r/retry\r")
     one.sees(r"at most 4096, the context")
-    one.types("/set\r/undo\r/undo\r")
-    one.sees(rf"temperature 0\.0   seed 1\n.*Taken back: Say .*Taken back: {re.escape(QUESTION)}")
+    one.types("/set\r/undo\r/undo\r")  # all is as it was, but that the files are gone
+    one.sees(rf"temperature 0\.0   seed 2\n.*Taken back: Say .*Taken back: {re.escape(QUESTION)}")
+    one.types('/reset now\r/usr/bin is what?\r"""/reset"""\r/read nano/model.safetensors\r')
+    one.sees(r"/reset: expected nothing after it, found 'now'\n")
+    one.sees(r"^> /usr/bin is what\?\n\n\S.*^> /reset\n\n\S.*expected a text, found binary data\n")
+
+
+def test_a_question_is_changed(person):
+    """/edit gives it back to be changed; until the changed one is sent, all stays."""
+    one = person()
+    one.types(f"{QUESTION}\r")
+    one.sees(ANSWER)
+    one.types("/edit\r")
+    one.sees(rf"^> {re.escape(QUESTION)}$")
+    one.types("\x03/undo\r")
+    one.sees(rf"Taken back: {re.escape(QUESTION)}")
+    one.types(f"{QUESTION}\r/edit\r")
+    one.sees(rf"(takes the place.*){{2}}^> {re.escape(QUESTION)}$")
+    one.types("\x7f" * 3 + "1?\r")
+    one.sees(r"^> What is 12 \+ 1\?\n.*12 \+ 1 = 13")
+    one.types("/undo\r/undo\r")
+    one.sees(r"Taken back: What is 12 \+ 1\?.*There is nothing to take back")
 
 
 def test_ctrl_c_stops_a_command(person, tmp_path):
@@ -197,7 +217,7 @@ def test_the_context_fills_and_that_is_said(person, tmp_path):
     one.types(f"/read {tmp_path}/long.txt\r{QUESTION}\r")
     one.sees(r"the context is [89]\d% full; when it is full no more can be said: /undo takes back the last question")
     one.types(f"/read {tmp_path}/longer.txt\r{QUESTION}\r")
-    one.sees(r"at most 4096, the context, found \d+ with the cache; /undo or /reset makes room")
+    one.sees(r"at most 4096, the context, found \d+ with the cache; ask something shorter, or make room with /reset")
     one.types(f"/reset\r{QUESTION}\r")
     one.sees(ANSWER)
 
