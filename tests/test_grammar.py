@@ -576,7 +576,7 @@ for _ in range(LEVELS + 1):
       for keyword in ("format", "multipleOf", "not", "if", "then", "else", "patternProperties", "propertyNames",
                       "uniqueItems", "contains", "minContains", "minProperties", "maxProperties", "dependentRequired",
                       "dependentSchemas", "unevaluatedProperties", "unevaluatedItems", "prefixItems", "additionalItems",
-                      "$dynamicRef", "$anchor", "nullable", "contentEncoding")),
+                      "$dynamicRef", "$anchor", "contentEncoding")),
     ({"items": [{"type": "string"}]}, "schema.items: expected an object or a boolean, found [{'type': 'string'}]"),
     ({"properties": []}, "schema.properties: expected an object, found []"),
     ({"required": "a"}, "schema.required: expected a list of names, found a"),
