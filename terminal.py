@@ -121,9 +121,8 @@ def shortened(text):
 
 class Terminal(Screen):
     """A Screen to type on. status: the line at the bottom, a function. words: {command: what may follow it}, which Tab
-    completes; Path stands for files. history: the file that keeps what was typed. `busy`: whether a
-    reply is being made, which Ctrl-C then stops. `thoughts`: whether they stay on the screen. `markdown`: whether
-    answers are Markdown."""
+    completes; Path stands for files. history: the file that keeps what was typed. `busy`: whether something is going on
+    that Ctrl-C is to stop. `thoughts`: whether they stay on the screen. `markdown`: whether answers are Markdown."""
 
     def __init__(self, waiting, status, words, history):
         from prompt_toolkit import PromptSession
@@ -256,8 +255,6 @@ class Terminal(Screen):
         shown, text, count, drawn, began = None, "", 0, 0.0, time.monotonic()
 
         def finish(following):
-            if shown == "result":
-                return
             if text and not (shown == "call" and following == "result"):  # call and result are shown together
                 self._print(shown, text, count, time.monotonic() - began)
 
