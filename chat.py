@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import signal
 import stat
 import sys
 from contextlib import ExitStack, closing, suppress
@@ -23,7 +24,7 @@ from checkpoint import expect_number
 from conversation import Conversation, LocalEngine
 from harmony import EFFORTS
 from remote import EngineError, RemoteEngine
-from terminal import Screen, Terminal, cited, raw
+from terminal import Screen, Terminal, cited, clean, raw
 
 STATE = Path(os.environ.get("XDG_STATE_HOME", ""))  # where what was typed is kept
 STATE = (STATE if STATE.is_absolute() else Path("~/.local/state").expanduser()) / "gpt-oss"
@@ -87,6 +88,8 @@ class Chat:
                 self.screen.note(f"{error}{too_long}")
             except EngineError as error:
                 self.screen.note(f"{error}; /retry asks again")
+            except BrokenPipeError:
+                raise
             except OSError as error:
                 self.screen.note(sentence(error))
             finally:
@@ -108,12 +111,18 @@ class Chat:
 
     def ask(self, text):
         """The pieces of the reply to `text`, which goes after the files that were read."""
+        history, text = list(self.conversation.history), "\n\n".join([*self.reading, text])
         self.meter.begin()
-        if self.editing:
-            self.conversation.undo()
-        text, self.editing = "\n\n".join([*self.reading, text]), False
         self.reading.clear()  # also if they are too long: then they would be in the way of any other question
-        pieces = self.conversation.ask(text, **self.sampling)
+        try:
+            if self.editing:
+                self.conversation.undo()
+            pieces = self.conversation.ask(text, **self.sampling)
+        except ValueError:
+            self.conversation.history[:] = history
+            raise
+        finally:
+            self.editing = False
         return cited(pieces, self.browser) if self.browser else pieces
 
     def answer(self, text):
@@ -145,7 +154,8 @@ class Chat:
     # ---- Commands
 
     def _changed(self):
-        """What was said has changed: so much of the context it takes now."""
+        """What was said has changed: so much of the context it takes. Raises ValueError if it cannot be rendered."""
+        self.editing = False
         self.meter.used = len(self.conversation.prompt("")) if self.conversation.history else 0
 
     def do_effort(self, argument):
@@ -209,22 +219,27 @@ class Chat:
 
     def do_save(self, argument):
         """FILE   keep the conversation as JSON, in OpenAI's message form with the thoughts"""
-        transcript.save(Path(needed(argument, "/save")).expanduser(), self.conversation.history,
+        transcript.save(file(argument, "/save"), self.conversation.history,
                         instructions=self.conversation.instructions, effort=self.conversation.effort)
         self.screen.note(f"saved to {argument}")
 
     def do_load(self, argument):
         """FILE   go on with a saved conversation"""
-        instructions, effort, history = transcript.load(Path(needed(argument, "/load")).expanduser())
-        self.conversation.history[:] = history
-        self.conversation.instructions, self.conversation.effort = instructions, effort or self.conversation.effort
-        self._changed()
+        chat, path = self.conversation, file(argument, "/load")
+        before = chat.instructions, chat.effort, list(chat.history)
+        instructions, effort, history = transcript.load(path)
+        chat.instructions, chat.effort, chat.history[:] = instructions, effort or chat.effort, history
+        try:
+            self._changed()
+        except ValueError as error:
+            chat.instructions, chat.effort, chat.history[:] = before
+            raise ValueError(f"{path}: {error}") from None
         asked = sum(message.role == "user" for message in history)
         self.screen.note(f"{argument}: {asked} question{'s' * (asked != 1)}, effort {self.conversation.effort}")
 
     def do_read(self, argument):
         """FILE   send a text file with the next question"""
-        path = Path(needed(argument, "/read")).expanduser()
+        path = file(argument, "/read")
         data = path.read_bytes()
         if b"\0" in data:
             raise ValueError(f"{path}: expected a text, found binary data")
@@ -289,10 +304,11 @@ def sentence(error):
     return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
 
 
-def needed(argument, command):
+def file(argument, command):
+    """The file that a command names."""
     if not argument:
         raise ValueError(f"{command}: expected a file, found nothing")
-    return argument
+    return Path(os.path.expanduser(argument))
 
 
 def choice(value, choices, where, default=None):
@@ -310,26 +326,19 @@ class Arguments(argparse.ArgumentParser):
         self.exit(2, f"chat.py: {message}\n")
 
 
-def number(kind, low, high=math.inf):
-    """A function that reads an int or a float from low to high. Raises ValueError, in a sentence about `where`."""
+def number(kind, low, high, error=ValueError):
+    """A function that reads an int or a float from low to high. Raises `error`, in a sentence about `where`."""
     def parse(text, where=""):
         value = None
         with suppress(ValueError):
             value = kind(text)
-        return expect_number(value, kind, low, high, ValueError, where, repr(text))
+        return expect_number(value, kind, low, high, lambda said: error(said.removeprefix(": ")), where, repr(text))
 
     return parse
 
 
-def option(*bounds):
-    """The same as a type for argparse, which says itself where, but not what ValueError says."""
-    def parse(text):
-        try:
-            return number(*bounds)(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error).removeprefix(": ")) from None
-
-    return parse
+def option(name):  # argparse does not pass on what a ValueError says
+    return number(*SAMPLING[name], argparse.ArgumentTypeError)
 
 
 def parse_arguments(argv):
@@ -342,12 +351,12 @@ def parse_arguments(argv):
     add("--prompt", metavar="TEXT", help="answer this and exit; what comes through a pipe is put after it")
     add("--system", metavar="TEXT", help="instructions for the model, as its developer gives them")
     add("--effort", choices=EFFORTS, default=None, help="how hard to think (default: medium)")
-    add("--temperature", type=option(*SAMPLING["temperature"]),
+    add("--temperature", type=option("temperature"),
         help="randomness; 0: always the likeliest token (default: as the checkpoint says, or 1)")
-    add("--top-p", type=option(*SAMPLING["top_p"]),
+    add("--top-p", type=option("top_p"),
         help="draw from the likeliest tokens whose probabilities reach this (default: 1, all tokens)")
-    add("--seed", type=option(*SAMPLING["seed"]), help="the same seed gives the same reply")
-    add("--max-tokens", type=option(*SAMPLING["max_tokens"]), help="longest reply, thoughts and calls included")
+    add("--seed", type=option("seed"), help="the same seed gives the same reply")
+    add("--max-tokens", type=option("max_tokens"), help="longest reply, thoughts and calls included")
     add("--tools", metavar="FILE.py", help="functions that the model may call")
     add("--python", action="store_true", help="the model may run Python here, each time after a yes")
     add("--browser", metavar="SOURCE", help="the model may search and read: a directory of texts, the address of a "
@@ -385,6 +394,9 @@ def main(argv=None):
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         stream.reconfigure(errors="surrogateescape" if stream is sys.stdin else "replace")
+    for name in ("SIGTERM", "SIGHUP"):  # then what it has started ends too, and the terminal is left as it was
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), lambda number, frame: sys.exit(128 + number))
     screen = Screen()
     try:
         with ExitStack() as stack:
@@ -393,7 +405,7 @@ def main(argv=None):
         if isinstance(error, BrokenPipeError):
             sys.stderr.close()  # whoever read our output has left; Python would complain that it cannot write the rest
             return 0
-        print(f"chat.py: {sentence(error) if isinstance(error, OSError) else error}", file=sys.stderr)
+        print(f"chat.py: {clean(sentence(error) if isinstance(error, OSError) else str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -407,7 +419,7 @@ def run(args, screen, stack):
         engine = RemoteEngine(args.server, args.server_model, api_key=os.environ.get(KEY, "").strip() or None, stop=())
         tokenizer = tokenizers.load(models.find(args.model, screen.note, agree) if args.model else None)
         engine.stop = {tokenizer.special_tokens[name] for name in ("<|return|>", "<|call|>", "<|endoftext|>")}
-        name = engine.model
+        name = " ".join(clean(engine.model).split())
     else:
         engine, tokenizer, name = local_engine(args.model or models.NANO, screen, agree)
     instructions, effort, history = transcript.load(args.load) if args.load else (None, None, [])
@@ -430,7 +442,7 @@ def run(args, screen, stack):
         chat.converse(lambda: input("\n> ").strip())
     else:
         chat.screen = stack.enter_context(Terminal(screen.waiting, chat.status, chat.words(), STATE / "history"))
-        chat.screen.markdown = args.schema is None
+        chat.screen.markdown, chat.screen.emptied = args.schema is None, lambda: setattr(chat, "editing", False)
         chat.screen.note("Type a question, or /help. The model thinks as hard as you say: /effort low, medium or high.")
         chat.converse(chat.screen.read)
 
@@ -467,7 +479,7 @@ def offer_tools(chat, args, stack):
     if args.python:
         from tools.python import Python
 
-        python = Python(lambda code: confirm(code, "Run this Python code?"))
+        python = Python(lambda code: confirm(code, f"Run this Python code (lines: {len(code.splitlines())})?"))
         offer(python)
         if not python.offline:
             chat.screen.note("python: this system cannot take the network away from what the model runs.")

@@ -40,6 +40,10 @@ def ask(question):
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    with suppress(ImportError, OSError):  # what was typed before is no answer. (Windows has no termios)
+        import termios
+
+        termios.tcflush(sys.stdin, termios.TCIFLUSH)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 

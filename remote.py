@@ -14,6 +14,7 @@ docs/cluster.md says how to start either.
 import json
 from contextlib import closing, contextmanager, suppress
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from itertools import chain
 from numbers import Integral
 from urllib.parse import quote, urlsplit
 
@@ -64,6 +65,8 @@ class RemoteEngine:
             self.context = next((card["max_model_len"] for card in (card, *cards) if card.get("max_model_len")), None)
             expect(self.context, EngineError, self.address, "vLLM's server or llama.cpp's",
                    f"one of {self._text(card.get('owned_by'))}")
+        right = type(self.context) is int and self.context > 0
+        expect(right, EngineError, f"{self.address}: context", "a number of tokens", self._text(repr(self.context)))
 
     def generate(self, tokens, *, max_tokens=None, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=None, stop=None,
                  logits_processor=None):
@@ -92,12 +95,14 @@ class RemoteEngine:
     # ---- Events, and the ids in them --------------------------------------------------------------------------------
 
     def _stream(self, path, ids_of, stop, body):
+        room = body.get("n_predict") or body["max_tokens"]
         with self._answer("POST", path, body) as answer, self._shape("events with token ids"):
-            for ids in ids_of(self._events(answer)):
-                for id in map(int, ids):
-                    yield id
-                    if id in stop:
-                        return
+            for id in chain.from_iterable(ids_of(self._events(answer))):
+                expect(type(id) is int and id >= 0, EngineError, self.address, "token ids", self._text(repr(id)))
+                yield id
+                room -= 1
+                if id in stop or not room:  # a server may do more than it was asked for
+                    return
 
     def _events(self, answer):
         """The JSON objects of an event stream. Whoever reads them leaves at the last one, so the end is an error."""
@@ -202,6 +207,6 @@ class RemoteEngine:
         """What a server sends may be JSON of any shape."""
         try:
             yield
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
             found = self._text(repr(error))
             raise EngineError(f"{self.address}: expected {expected}, found others ({found})") from None

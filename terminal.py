@@ -21,6 +21,7 @@ import threading
 import time
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
+from unicodedata import category
 
 from rich.console import Console
 from rich.live import Live
@@ -34,8 +35,29 @@ SHOWN = 2000  # characters of a tool's result on the screen; the model is told a
 
 
 def clean(text):
-    """text without control characters, which would move the cursor or worse: only line breaks and tabs go through."""
+    """text without control characters, which would move the cursor or worse: only line breaks and tabs go through. All
+    kinds of blanks become the one that isprintable knows."""
+    text = "".join(" " if category(c) == "Zs" else c for c in text)
     return "".join(c for c in text if c.isprintable() or c in "\n\t")
+
+
+def revealed(text):
+    """text with escapes for what `clean` leaves out. For what is shown to be approved: nothing may hide in it."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def markdown(text):
+    """An answer as rich shows Markdown, but no text is lost: HTML, images and references are text, and so are &#8238;
+    and the like. A line break is one. An address is shown as it is."""
+    from markdown_it import MarkdownIt
+
+    shown = Markdown("", hyperlinks=False)
+    rules = ["html_block", "html_inline", "image", "reference", "entity"]
+    shown.parsed = MarkdownIt("commonmark").enable(["table", "strikethrough"]).disable(rules).parse(text)
+    for token in (child for block in shown.parsed for child in block.children or ()):
+        if token.type == "softbreak":
+            token.type = "hardbreak"
+    return shown
 
 
 class Screen:
@@ -76,7 +98,7 @@ class Screen:
     def _patience(self):
         """Says what `waiting` says, where there is no piece within a second."""
         def begin():
-            self.patience = Live(get_renderable=lambda: Text(self.waiting(), style="dim"), console=self.errors,
+            self.patience = Live(get_renderable=lambda: Text(clean(self.waiting()), style="dim"), console=self.errors,
                                  transient=True, redirect_stdout=False, redirect_stderr=False)
             self.patience.start()
 
@@ -110,9 +132,20 @@ class Screen:
             raise EOFError("nobody can be asked here; --yes runs it without asking")
         self._end_patience()
         if text:
-            self.errors.print(Panel(Text(clean(text)), border_style="magenta"))
+            self.errors.print(Panel(Text(revealed(text)), border_style="magenta"))
         self.errors.print(Text(question), end=" (y/N) ")
-        return input().strip().lower() in ("y", "yes")
+        forget_typed()
+        with suppress(EOFError):
+            return input().strip().lower() in ("y", "yes")
+        return False
+
+
+def forget_typed():
+    """What was typed before a question is no answer to it."""
+    with suppress(ImportError, OSError):  # Windows has no termios
+        import termios
+
+        termios.tcflush(sys.stdin, termios.TCIFLUSH)
 
 
 def shortened(text):
@@ -132,6 +165,7 @@ class Terminal(Screen):
         self.console.soft_wrap = self.errors.soft_wrap = False  # lines are broken between words
         self.lines, self.answers, self.question = queue.Queue(), queue.SimpleQueue(), ""
         self.live = "final", ""  # channel and text of the message that is being written
+        self.emptied = lambda: None  # is called when the user gives up a line
         try:
             history.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(history, os.O_CREAT | os.O_APPEND, 0o600))  # questions are nobody else's business
@@ -199,6 +233,7 @@ class Terminal(Screen):
                 interrupt()
             elif event.current_buffer.text:
                 event.current_buffer.reset()
+                self.emptied()
             else:
                 self.note("(Ctrl-D or /exit leaves)")
 
@@ -241,7 +276,7 @@ class Terminal(Screen):
         line = self.lines.get()
         if line is None:
             raise EOFError
-        self.console.print(Text(f"\n> {line.strip()}", style="bold"))
+        self.console.print(Text(f"\n> {clean(line).strip()}", style="bold"))
         return line
 
     def put(self, text):
@@ -282,9 +317,12 @@ class Terminal(Screen):
             text = f"thought for {seconds:.0f} s, {count} tokens"
         self.console.print()
         if channel == "final" and self.markdown:
-            self.console.print(Markdown(text, hyperlinks=False))  # an address is shown as it is
-        else:
-            self.console.print(Text(text), style=STYLES[channel])
+            with self.console.capture() as shown:
+                self.console.print(markdown(text))
+            if shown.get().strip():  # else it consists of marks alone
+                self.console.file.write(shown.get())
+                return
+        self.console.print(Text(text), style=STYLES[channel])
 
     def _frame(self, call, result):
         """A call, a harmony.Message, and its result."""
@@ -295,7 +333,7 @@ class Terminal(Screen):
 
     def confirm(self, text, question):
         if text:
-            self.console.print(Panel(Text(clean(text)), border_style="magenta"))
+            self.console.print(Panel(Text(revealed(text)), border_style="magenta"))
         buffer, begun, answers = self.session.default_buffer, [], queue.SimpleQueue()
 
         def ask():

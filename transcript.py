@@ -144,8 +144,8 @@ def save(path, history, *, instructions=None, effort="medium"):
         messages.insert(0, {"role": "developer", "content": instructions})
     text = json.dumps({"reasoning_effort": effort, "messages": messages}, ensure_ascii=False, indent=2)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EEXIST, "expected a name for a file, found a directory or a device", str(path))
     try:
         with open(beside, "xb") as file:
             file.write(text.encode(errors="surrogatepass") + b"\n")

@@ -73,6 +73,13 @@ class Person:
                 assert found, f"expected {pattern!r}, found:\n{self.paper}"
                 return found
 
+    def edits(self, text, seconds=30):
+        """Waits until the line with the cursor is this one."""
+        end, found = time.monotonic() + seconds, None
+        while found != text:
+            assert self.look() and time.monotonic() < end, f"expected {text!r}, found {found!r} in:\n{self.paper}"
+            found = self.screen.display[self.screen.cursor.y].rstrip()
+
     def leaves(self, status=0, seconds=10):
         """Waits until the program has ended."""
         end = time.monotonic() + seconds

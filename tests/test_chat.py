@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import rich.console
 
 import chat
 import gptoss
+import terminal
 import tokenizer as tokenizers
 from conversation import Conversation, LocalEngine
 
@@ -77,6 +79,22 @@ def test_control_characters_do_not_reach_the_terminal(capsys):
     screen.show([("final", "a\x1b[2Jb\x07\tc\n")])
     shown = capsys.readouterr().out
     assert "a[2Jb   c" in shown and "\x1b[2J" not in shown and "\x07" not in shown
+
+
+@pytest.mark.parametrize(("text", "shown"), [
+    ("<answer>\n42\n</answer>", "<answer>\n42\n</answer>"), ("<p>42</p>", "<p>42</p>"), ("<!-- x -->b", "<!-- x -->b"),
+    ("vector<int> v", "vector<int> v"), ("see ![it](http://a.b) here", "see !it (http://a.b) here"),
+    ("[label]: foo", "[label]: foo"), ("one\ntwo", "one\ntwo"), ("&#8238;x", "&#8238;x"), ("**b** `code`", "b code"),
+    ("25\u202f\u00b0C, 10\u00a0000", "25 \u00b0C, 10 000"), ("2 * 3 * 4", "2 * 3 * 4"), ("| a |\n|-|\n| 1 |", "a"),
+])
+def test_markdown_loses_no_text(text, shown, capsys):
+    rich.console.Console(width=80).print(terminal.markdown(terminal.clean(text)))
+    assert "\n".join(line.strip() for line in capsys.readouterr().out.strip().split("\n")).startswith(shown)
+
+
+def test_nothing_hides_in_what_is_to_be_approved():
+    code = "# harmless \rimport evil\u202e\u200b\x1b[8m"
+    assert terminal.revealed(code) == "# harmless \\rimport evil\\u202e\\u200b\\x1b[8m"
 
 
 def test_a_pipe_gets_the_answer_alone(capsys):

@@ -4,8 +4,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -175,18 +178,70 @@ def test_what_is_typed_wrong_is_said(person, tmp_path):
 def test_a_question_is_changed(person):
     """/edit gives it back to be changed; until the changed one is sent, all stays."""
     one = person()
-    one.types(f"{QUESTION}\r")
-    one.sees(ANSWER)
-    one.types("/edit\r")
-    one.sees(rf"^> {re.escape(QUESTION)}$")
+    one.types(f"{QUESTION}\r/edit\r")
+    one.edits(f"> {QUESTION}")
     one.types("\x03/undo\r")
     one.sees(rf"Taken back: {re.escape(QUESTION)}")
     one.types(f"{QUESTION}\r/edit\r")
-    one.sees(rf"(takes the place.*){{2}}^> {re.escape(QUESTION)}$")
+    one.edits(f"> {QUESTION}")
     one.types("\x7f" * 3 + "1?\r")
     one.sees(r"^> What is 12 \+ 1\?\n.*12 \+ 1 = 13")
     one.types("/undo\r/undo\r")
     one.sees(r"Taken back: What is 12 \+ 1\?.*There is nothing to take back")
+
+
+def test_edit_and_load_lose_nothing(person, tmp_path):
+    """A question to be changed stays until the changed one can be asked, and is given up by Ctrl-C; a conversation
+    that cannot be rendered is not loaded."""
+    (tmp_path / "long.txt").write_text("a b c d " * 9000)
+    (tmp_path / "bad.json").write_text('[{"role": "user", "content": "Q\\ud800x"}]')
+    one = person()
+    one.types(f"{QUESTION}\r/edit\r")
+    one.edits(f"> {QUESTION}")
+    one.types("\x03")
+    one.edits(">")
+    one.types("Hello!\r/edit\r")
+    one.edits("> Hello!")
+    one.types("\x15")
+    one.edits(">")
+    one.types(f"/read {tmp_path}/long.txt\rAgain\r/load {tmp_path}/bad.json\r/load ~nobody-here/x\r")
+    one.sees(r"at most 4096, the context.*bad.json: .*surrogate.*~nobody-here/x: expected a saved conversation, found")
+    one.types("/undo\r/undo\r/undo\r")
+    one.sees(rf"Taken back: Hello!.*Taken back: {re.escape(QUESTION)}.*There is nothing to take back")
+
+
+def test_a_line_that_was_pasted_is_shown_clean(person):
+    one = person()
+    one.types("\x1b[200~a\x1b]0;evil\x07\u202eb\x1b[201~\r")
+    one.sees(r"^> a\]0;evilb\n")
+    assert b"\x1b]0;evil" not in one.raw and "\u202e".encode() not in one.raw.split(b"> a]0;evilb")[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_what_was_started_ends_with_the_chat(person, serve, script, number):
+    """Also in the middle of a call. The terminal is usable again, if there was time for it."""
+    call = "[channel]analysis to=python code[message]import time\nwhile True: time.sleep(0.1)[call]"
+    one = person("--server", answering(serve, script, call).url, "--model", "nano", "--python", "--yes")
+    one.types("Go\r")
+    one.sees("python is running")
+    before = children(one.child.pid)
+    assert before
+    os.kill(one.child.pid, number)
+    one.leaves(-9 if number == signal.SIGKILL else 128 + number)
+    for _ in range(100):
+        left = [pid for pid in before if Path(f"/proc/{pid}/stat").exists()
+                and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"]
+        if not left:
+            break
+        time.sleep(0.05)
+    assert not left
+
+
+def children(pid):
+    """The processes that this one has started, and those that they have."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    found = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    return found + [pid for child in found for pid in children(child)]
 
 
 def test_ctrl_c_stops_a_command(person, tmp_path):
@@ -269,7 +324,7 @@ def test_a_turn_with_three_tools(person, serve, script, tmp_path):
     one.sees(r"functions\.calculator +Computes an expression\.\npython .*\nbrowser\.search +Searches for")
     one.types("What is it?\r")
     one.sees(r"First the sum\..*functions\.calculator.*\"6\*7\".*\n.*42")
-    one.sees(r"x = 6 \* 7.*x \+ 1.*\n.*\n.*Run this Python code\? \(y/N\)$")
+    one.sees(r"x = 6 \* 7.*x \+ 1.*\n.*\n.*Run this Python code \(lines: 2\)\? \(y/N\)$")
     one.types("y\r")
     one.sees(r" python .*x \+ 1.*43.* browser\.open .*tea\.md.*Tea is a drink.*It is 42, and tea is a drink")
     one.sees(r"It is 42, and tea is a drink \(.*tea\.md.*\)")
@@ -290,9 +345,20 @@ def test_an_answer_that_was_typed_before_the_question_is_none(person, serve, scr
                        "[channel]final[message]You said y.[return]")
     one = person("--server", server.url, "--model", "nano", "--python")
     one.types("What is it?\ry\rhalf a ques")
-    one.sees(r"1 \+ 1.*\n.*Run this Python code\? \(y/N\)$")
+    one.sees(r"1 \+ 1.*\n.*Run this Python code \(lines: 1\)\? \(y/N\)$")
     one.types("n\r")
     one.sees("The user did not allow this code to run.*Well then.*^> y\n.*You said y.*^> half a ques$")
+
+
+def test_an_early_answer_is_none_without_a_line_to_type_on_either(serve, script):
+    call = "[channel]analysis[message]Hm.[end][start]assistant to=python[channel]analysis code[message]1 + 1[call]"
+    server = answering(serve, script, call, "[channel]final[message]Well then.[return]")
+    with Person("chat.py", "--server", server.url, "--model", "nano", "--python", "--prompt", "What is it?") as one:
+        one.types("y\r")
+        one.sees(r"Run this Python code \(lines: 1\)\? \(y/N\)$")
+        one.types("n\r")
+        one.sees("The user did not allow this code to run.*Well then")
+        one.leaves()
 
 
 def test_no_is_told_to_the_model(person, serve, script):

@@ -138,5 +138,9 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
             patch.setattr(os, name, lambda *_: (_ for _ in ()).throw(OSError("No space left on device")))
             transcript.save(path, HISTORY[:1])
         assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
-    with pytest.raises(OSError):
-        transcript.save(tmp_path / "nowhere" / "talk.json", HISTORY)
+    os.mkfifo(tmp_path / "pipe")
+    for other in (tmp_path / "nowhere" / "talk.json", tmp_path, tmp_path / "pipe"):
+        with pytest.raises(OSError) as error:
+            transcript.save(other, HISTORY)
+        assert error.value.filename == str(other)
+    assert (tmp_path / "pipe").is_fifo()

@@ -64,6 +64,7 @@ class Process:
         if os.name != "posix":
             raise ValueError("tools that run code: expected Linux or macOS, found a system without process groups")
         self.running = subprocess.Popen(self.command, env=self.env, cwd=self.cwd, bufsize=0, start_new_session=True,
+                                        preexec_fn=die_with_parent(),
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         self._end = weakref.finalize(self, end, self.running)  # also when this program ends
         for pipe in (self.running.stdin, self.running.stdout, self.running.stderr):
@@ -112,6 +113,16 @@ class Process:
         return f"the process ended with exit code {code}" if code >= 0 else f"the process was ended by signal {-code}"
 
 
+def die_with_parent():
+    """A function for a new process, by which it ends when this one does, even by SIGKILL; None but on Linux (prctl)."""
+    if not sys.platform.startswith("linux"):
+        return None
+    import ctypes
+
+    prctl = ctypes.CDLL(None).prctl  # looked up now: between fork and exec little is safe
+    return lambda: prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def end(process):
     """Kills a process and its group."""
     with suppress(ProcessLookupError, PermissionError):  # (macOS says the second of a group that has ended)
@@ -144,7 +155,7 @@ class Output:
 def without_network():
     """The command to put before another, so that this one runs without a network: unshare (util-linux), which needs no
     rights where users may have namespaces. [] where it does not work. If it can, it also gives the command a /proc and
-    process ids of its own: it sees no other processes, and however they detach themselves, its own end with it."""
+    process ids of its own: it is shown no other processes, and its own end with it, however they detach themselves."""
     program, alone = shutil.which("unshare"), ["--map-root-user", "--net"]
     for options in [[*alone, "--pid", "--fork", "--kill-child", "--mount-proc"], alone] if program else []:
         command = [program, *options]
