@@ -63,26 +63,26 @@ class Person:
         lines = ["".join(line[n].data for n in range(self.screen.columns)) for line in self.screen.history.top]
         return "\n".join(line.rstrip() for line in [*lines, *self.screen.display]).rstrip()
 
-    def sees(self, pattern, seconds=30, since=0):
-        """Waits for a regular expression on the paper, from line `since` on, and returns its match."""
+    def sees(self, pattern, seconds=120):
+        """Waits for a regular expression on the paper, and returns its match."""
         end = time.monotonic() + seconds
         while True:
             there = self.look()
-            found = re.search(pattern, "\n".join(self.paper.split("\n")[since:]), re.M | re.S)
+            found = re.search(pattern, self.paper, re.M | re.S)
             if found or not there or time.monotonic() > end:
                 assert found, f"expected {pattern!r}, found:\n{self.paper}"
                 return found
 
-    def edits(self, text, seconds=30):
+    def edits(self, text, seconds=120):
         """Waits until the line with the cursor is this one."""
         end, found = time.monotonic() + seconds, None
         while found != text:
             assert self.look() and time.monotonic() < end, f"expected {text!r}, found {found!r} in:\n{self.paper}"
             found = self.screen.display[self.screen.cursor.y].rstrip()
 
-    def leaves(self, status=0, seconds=10):
+    def leaves(self, status=0, seconds=60):
         """Waits until the program has ended."""
         end = time.monotonic() + seconds
         while self.look() and time.monotonic() < end:
             pass
-        assert self.child.wait(timeout=5) == status, self.paper
+        assert self.child.wait(timeout=60) == status, self.paper
