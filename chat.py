@@ -40,10 +40,10 @@ NEARLY = 0.8  # of the context: when to say that it fills
 class Chat:
     """A conversation and what its user wants of it."""
 
-    def __init__(self, conversation, name, screen, sampling, browser=None):
+    def __init__(self, conversation, name, screen, sampling):
         self.conversation, self.name, self.screen = conversation, name, screen
         self.sampling, self.default = dict(sampling), sampling  # as it is now, as it was at first
-        self.browser, self.stats, self.raw = browser, False, False
+        self.browser, self.stats, self.raw = None, False, False
         self.reading, self.editing = [], False  # files that go with the next question; whether it replaces the last
 
     @property
@@ -284,6 +284,7 @@ class Chat:
             if self.sampling["temperature"] == self.default["temperature"]:  # the user has not chosen another
                 self.sampling["temperature"] = temperature_of(engine)
             self.default["temperature"] = temperature_of(engine)
+            self._changed()
             self.screen.note(f"model {self.name}; the conversation goes on")
             return
         for name, directory, size, about in models.available():
@@ -414,6 +415,8 @@ def main(argv=None):
 
 def run(args, screen, stack):
     """Opens what the options name, and talks. What is to be closed at the end goes on the stack."""
+    instructions, effort, history = transcript.load(args.load) if args.load else (None, None, [])
+    schema = read_schema(args.schema) if args.schema else None  # what is wrong is said before a model is loaded
     agree = (lambda question: True) if args.yes else models.ask  # to a download
     if args.server:
         engine = RemoteEngine(args.server, args.server_model, api_key=os.environ.get(KEY, "").strip() or None, stop=())
@@ -422,10 +425,9 @@ def run(args, screen, stack):
         name = " ".join(clean(engine.model).split())
     else:
         engine, tokenizer, name = local_engine(args.model or models.NANO, screen, agree)
-    instructions, effort, history = transcript.load(args.load) if args.load else (None, None, [])
     conversation = Conversation(models.Meter(engine), tokenizer, effort=args.effort or effort or "medium",
                                 instructions=instructions if args.system is None else args.system,
-                                schema=read_schema(args.schema) if args.schema else None)
+                                schema=schema)
     conversation.history += history
     sampling = {"temperature": temperature_of(engine) if args.temperature is None else args.temperature,
                 "top_p": args.top_p, "seed": args.seed, "max_tokens": args.max_tokens}
@@ -442,7 +444,7 @@ def run(args, screen, stack):
         chat.converse(lambda: input("\n> ").strip())
     else:
         chat.screen = stack.enter_context(Terminal(screen.waiting, chat.status, chat.words(), STATE / "history"))
-        chat.screen.markdown, chat.screen.emptied = args.schema is None, lambda: setattr(chat, "editing", False)
+        chat.screen.markdown, chat.screen.emptied = schema is None, lambda: setattr(chat, "editing", False)
         chat.screen.note("Type a question, or /help. The model thinks as hard as you say: /effort low, medium or high.")
         chat.converse(chat.screen.read)
 

@@ -39,7 +39,7 @@ def ask(question):
     """Whether a person at the terminal says yes. Where nobody can be asked, the answer is no."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
-    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    print(f"{question} (y/N) ", end="", file=sys.stderr, flush=True)
     with suppress(ImportError, OSError):  # what was typed before is no answer. (Windows has no termios)
         import termios
 
@@ -285,8 +285,8 @@ class Meter:
 
     def begin(self):
         """A turn begins: one prompt, or several if tools are called."""
-        self.generated, self.read, self.writing, self.began = 0, 0.0, 0.0, time.perf_counter()
-        self.reading = False
+        self.generated, self.later, self.reading = 0, 0, False  # later: those that did not come with the reading
+        self.read, self.writing, self.began = 0.0, 0.0, time.perf_counter()
 
     def generate(self, tokens, **sampling):
         self.began, self.steps, self.reading = time.perf_counter(), self._steps(), True
@@ -305,7 +305,7 @@ class Meter:
             if begun is None:
                 self.read, self.reading, begun = self.read + now - self.began, False, now
             else:
-                self.writing, begun = self.writing + now - begun, now
+                self.writing, self.later, begun = self.writing + now - begun, self.later + 1, now
             self.generated, self.used = self.generated + 1, self.used + 1
             self.ids.append(id)
             yield id
@@ -316,7 +316,7 @@ class Meter:
     @property
     def rate(self):
         """Tokens generated in a second, without the first of each prompt, which comes with the reading."""
-        return self.generated / self.writing if self.writing else 0.0
+        return self.later / self.writing if self.writing else 0.0
 
     @property
     def stats(self):

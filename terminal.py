@@ -29,6 +29,8 @@ from rich.markdown import Markdown
 from rich.panel import Panel
 from rich.text import Text
 
+from models import ask
+
 STYLES = {"analysis": "dim", "commentary": "cyan", "call": "magenta", "result": "dim", "final": "bold",
           "note": "yellow", "raw": ""}
 SHOWN = 2000  # characters of a tool's result on the screen; the model is told all
@@ -133,19 +135,7 @@ class Screen:
         self._end_patience()
         if text:
             self.errors.print(Panel(Text(revealed(text)), border_style="magenta"))
-        self.errors.print(Text(question), end=" (y/N) ")
-        forget_typed()
-        with suppress(EOFError):
-            return input().strip().lower() in ("y", "yes")
-        return False
-
-
-def forget_typed():
-    """What was typed before a question is no answer to it."""
-    with suppress(ImportError, OSError):  # Windows has no termios
-        import termios
-
-        termios.tcflush(sys.stdin, termios.TCIFLUSH)
+        return ask(question)
 
 
 def shortened(text):

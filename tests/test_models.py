@@ -426,7 +426,7 @@ def test_a_download_waits_for_a_yes(near, monkeypatch, capsys):
         for name, text in [("stdin", typed), ("stderr", "")]:
             monkeypatch.setattr(sys, name, io.StringIO(text))
             monkeypatch.setattr(getattr(sys, name), "isatty", lambda: True)
-        assert models.ask("Now?") == yes and sys.stderr.getvalue() == "Now? [y/N] "
+        assert models.ask("Now?") == yes and sys.stderr.getvalue() == "Now? (y/N) "
     assert capsys.readouterr().out == ""
 
 
