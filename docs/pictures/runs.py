@@ -1,0 +1,57 @@
+"""The runs that pictures are drawn from: one conversation with the bundled model, and what its heads look at."""
+
+from functools import cache
+
+import numpy as np
+
+import gptoss
+import harmony
+import tokenizer as tokenizers
+
+DATE = "2026-11-24"
+
+
+@cache
+def tokenizer():
+    return tokenizers.load("nano")
+
+
+@cache
+def model(backend="numpy", kind=gptoss.Model):
+    return gptoss.load("nano", backend=backend, model=kind)
+
+
+@cache
+def conversation(question="What is 12 + 30?", effort="medium"):
+    """(ids of the prompt, ids of the greedy reply)."""
+    system = harmony.SystemContent(reasoning_effort=effort, conversation_start_date=DATE)
+    messages = [harmony.Message("system", [system]), harmony.Message("user", question)]
+    prompt = harmony.render(messages, tokenizer())
+    return prompt, list(gptoss.generate(model(), prompt, temperature=0))
+
+
+def name(id):
+    """A token as it is shown in pictures: special ones without their bars, spaces and line ends visible."""
+    text = tokenizer().decode([id])
+    if id in tokenizer().special_tokens.values():
+        return text.strip("<|>")
+    return text.replace(" ", "␣").replace("\n", "⏎")
+
+
+def attention_weights(ids):
+    """What each head looks at while `ids` are read: a list of float32 [H, T, T + 1], one for each layer, the sink last."""
+    seen = []
+
+    class Watching:
+        @staticmethod
+        def attention(q, k, v, sinks, window):
+            (T, H, D), G = q.shape, len(k)
+            row, column = np.arange(T)[:, None], np.arange(T)
+            visible = (column <= row) & (column > row - window)
+            scores = np.stack([q[:, h] @ k[h // (H // G)].T / np.sqrt(D) for h in range(H)])  # [H, T, T]
+            sink = np.broadcast_to(gptoss.bf16_to_float32(sinks)[:, None, None], (H, T, 1))
+            seen.append(gptoss.softmax(np.concatenate([np.where(visible, scores, -np.inf), sink], axis=-1)))
+            return gptoss.attention(q, k, v, sinks, window)
+
+    gptoss.load("nano", backend=Watching)(ids)
+    return seen
