@@ -1,15 +1,18 @@
 """Fills the chapters: code is cut from the source and output is printed by running, never typed.
 
-    python docs/build.py            rewrites README.md and docs/*.md in place
-    python docs/build.py --check    changes nothing; exit status 1 and a diff where a file is not what a run gives
+    python docs/build.py            rewrites the pages in place: README.md, docs/, exercises/ and nano/README.md
+    python docs/build.py --check    changes nothing; exit status 1 and a diff where a page is not what a run gives, and
+                                    what docs/check.py finds: dead links, unknown names, chapters without their form
 
-A marker is an HTML comment; the fenced block below it belongs to the machine.
+A marker is an HTML comment; the fenced block below it belongs to the machine. A page is filled from top to bottom.
 
     <!-- code: gptoss.py:rms_norm -->       the source of a function, class, Class.method or assignment
     <!-- output: COMMAND -->                what the command prints (may span lines)
     <!-- terminal: COMMAND -->              the same as a person sees it in a terminal, without the colors
     <!-- run -->                            the Python block below is written by hand and run, all of a chapter in one
                                             session; the block after it is what it printed
+    <!-- is: EXPRESSION -->TEXT<!-- end -->     within a line of prose: TEXT is f"{EXPRESSION}" of the session at this
+                                            place; `loss:.2f` gives the format too
 """
 
 import argparse
@@ -24,14 +27,22 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-MARKER = re.compile(r"<!-- (code|output|terminal): (.*?) -->\n```(\w*)\n(.*?)```$", re.S | re.M)
-CELL = re.compile(r"<!-- run -->\n```python\n(.*?)```\n(\n```\n.*?```\n)?", re.S)
+import check
+
+ROOT = check.ROOT
+MARKER = re.compile(r"""
+    <!--\ (?P<kind>code|output|terminal):\ (?P<what>.*?)\ -->\n```(?P<language>\w*)\n.*?```$
+  | <!--\ run\ -->\n```python\n(?P<cell>.*?)```\n(?:\n```\n.*?```\n)?
+  | <!--\ is:\ (?P<expression>[^\n]*?)\ -->[^\n]*?<!--\ end\ -->
+    """, re.S | re.M | re.X)
+LOST = re.compile(r"^<!-- (?:code|output|terminal|run)\b.*|<!-- is:.*", re.M)
 
 
 def source_of(place):
     """The lines of FILE:NAME, with its decorators."""
     file, _, name = place.partition(":")
+    if not (ROOT / file).is_file():
+        raise SystemExit(f"docs/build.py: {place}: no such file")
     text = (ROOT / file).read_text(encoding="utf-8")
     nodes = ast.parse(text).body
     for part in name.split("."):
@@ -66,46 +77,60 @@ def output_of(command, terminal):
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
-def fill(text):
-    """The text of a chapter with all its blocks as they should be."""
-
-    def block(match):
-        kind, what, language, _ = match.groups()
-        body = source_of(what) if kind == "code" else output_of(what, kind == "terminal")
-        return f"<!-- {kind}: {what} -->\n```{language}\n{body}```"
-
+def fill(text, page):
+    """The text of a page with all its blocks and figures as they should be."""
     session = {}
 
-    def cell(match):
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            exec(match[1], session)
-        output = f"\n```\n{printed.getvalue()}```\n" if printed.getvalue() else ""
-        return f"<!-- run -->\n```python\n{match[1]}```\n{output}"
+    def said(run, code, source):
+        try:
+            return run(code, session)
+        except (Exception, SystemExit) as error:
+            first = code.strip().splitlines()[0] if source is None else source
+            raise SystemExit(f"{page}: `{first}`: {type(error).__name__}: {error}") from None
 
-    return CELL.sub(cell, MARKER.sub(block, text))
+    def piece(match):
+        kind, what, language, cell, expression = match.group("kind", "what", "language", "cell", "expression")
+        if expression is not None:
+            value = said(eval, f'f"""{{ {expression}}}"""', expression)  # three quotes: the expression has its own
+            return f"<!-- is: {expression} -->{value}<!-- end -->"
+        if cell is None:
+            body = source_of(what) if kind == "code" else output_of(what, kind == "terminal")
+            return f"<!-- {kind}: {what} -->\n```{language}\n{body}```"
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            said(exec, cell, None)
+        output = f"\n```\n{printed.getvalue()}```\n" if printed.getvalue() else ""
+        return f"<!-- run -->\n```python\n{cell}```\n{output}"
+
+    lost = LOST.search(MARKER.sub("", text))
+    if lost:
+        raise SystemExit(f"{page}: `{lost[0]}`: expected a marker as docs/build.py describes them")
+    return MARKER.sub(piece, text)
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Fill the code and output blocks of README.md and docs/*.md.")
-    parser.add_argument("--check", action="store_true", help="change nothing, show what would change")
-    chapters = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    parser.add_argument("files", nargs="*", type=Path, default=chapters)
+    parser = argparse.ArgumentParser(description="Fill the code, the output and the figures of the pages.")
+    parser.add_argument("--check", action="store_true", help="change nothing, show what would change and what is wrong")
+    parser.add_argument("files", nargs="*", type=Path, default=check.pages(ROOT))
     args = parser.parse_args()
+    files = [path.resolve() for path in args.files]
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
-    stale = False
-    for path in args.files:
+    wrong = False
+    for path in files:
+        page = os.path.relpath(path)
+        if not path.is_file():
+            raise SystemExit(f"docs/build.py: {page}: no such file")
         old = path.read_text(encoding="utf-8")
-        new = fill(old)
-        if new != old:
-            stale = True
-            if args.check:
-                names = (str(path), "as a run gives it")
-                sys.stdout.writelines(difflib.unified_diff(old.splitlines(True), new.splitlines(True), *names))
-            else:
-                path.write_text(new, encoding="utf-8")
-    return int(stale and args.check)
+        new = fill(old, page)
+        if args.check:
+            names = (page, "as a run gives it")
+            found = [*difflib.unified_diff(old.splitlines(True), new.splitlines(True), *names)]
+            found += [complaint + "\n" for complaint in check.complaints(path)]
+            sys.stdout.writelines(found)
+            wrong |= bool(found)
+        elif new != old:
+            path.write_text(new, encoding="utf-8")
+    return int(wrong)
 
 
 if __name__ == "__main__":
