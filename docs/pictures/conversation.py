@@ -106,7 +106,8 @@ def parser_states():
                       "Three boxes: ExpectStart, Header and Content. The token start leads from ExpectStart to Header, "
                       "the token message from Header to Content. In Header and in Content any other token is "
                       "collected. A stop, which is end, return or call, leads from Content back to ExpectStart and "
-                      "completes the message. If the parser is lenient, a stop leads from Header back to ExpectStart as well.")
+                      "completes the message. If the parser is lenient, a stop leads from Header back to "
+                      "ExpectStart as well.")
     y, height = 58, 44
     places = {"ExpectStart": (12, 106), "Header": (190, 90), "Content": (352, 96)}
     for state, (x, width) in places.items():
