@@ -66,7 +66,8 @@ def experts_half(drawing, top):
     flow(drawing, (STREAM, top + 20), (LEFT, top + 20))
     box(drawing, LEFT, top, 168, top + 40, "line", "RMSNorm")
     flow(drawing, (168, top + 20), (208, top + 20))
-    box(drawing, 208, top, RIGHT, top + 40, "green", f"router: {E} logits, the best {K}", f"and a softmax over these {K}")
+    box(drawing, 208, top, RIGHT, top + 40, "green", f"router: {E} logits, the best {K}",
+        f"and a softmax over these {K}")
     bus = top + 62
     drawing.line([(126, top + 40), (126, bus)], "dim", 1.4)
     drawing.line([(middle[0], bus), (middle[-1], bus)], "dim", 1.4)
@@ -82,9 +83,9 @@ def experts_half(drawing, top):
     flow(drawing, (side + 2, top + 40), (side + 2, end + 14), (side - 20, end + 14), dashed=True, stroke="green")
     drawing.text(side - 4, strip + 64, "weights", "green", 11.5, "end")
     flow(drawing, (LEFT, end + 14), (STREAM + 11, end + 14))
-    F = c.intermediate_size
+    N, F = c.hidden_size, c.intermediate_size
     drawing.text(LEFT, end + 48, f"One of {E} experts ({BIG.num_local_experts} in 120b):", "dim", 11.5)
-    drawing.text(LEFT, end + 64, f"linear to 2 × {F:,}, SwiGLU, linear back to {c.hidden_size:,}; in MXFP4", "dim", 11.5)
+    drawing.text(LEFT, end + 64, f"linear to 2 × {F:,}, SwiGLU, linear back to {N:,}; in MXFP4", "dim", 11.5)
     return end + 14
 
 
@@ -93,12 +94,13 @@ def architecture():
     c = SMALL
     N, V = f"{c.hidden_size:,}", f"{c.vocab_size:,}"
     drawing = Drawing(862, "gpt-oss: embedding, layers of attention and experts on a residual stream, unembedding",
-                      "From the top down. Token ids pick rows of the embedding; these begin the residual stream, a line that runs "
-                      "down the left side. In each layer attention reads the stream through an RMSNorm, makes queries, keys and "
-                      "values, rotates queries and keys by their position, keeps keys and values in the KV cache, and adds its "
-                      "result to the stream. Then a router reads the normed stream and chooses four experts; these get the normed "
-                      "stream, not the router's output, and the router's weights weigh their sum, which is added to the stream. "
-                      "After the last layer come a norm and the unembedding, which gives a logit for each id.")
+                      "From the top down. Token ids pick rows of the embedding; these begin the residual stream, a "
+                      "line that runs down the left side. In each layer attention reads the stream through an "
+                      "RMSNorm, makes queries, keys and values, rotates queries and keys by their position, keeps "
+                      "keys and values in the KV cache, and adds its result to the stream. Then a router reads the "
+                      "normed stream and chooses four experts; these get the normed stream, not the router's output, "
+                      "and the router's weights weigh their sum, which is added to the stream. After the last layer "
+                      "come a norm and the unembedding, which gives a logit for each id.")
     drawing.text(16, 26, "Read it from the top down. The numbers are those of gpt-oss-20b.", "dim", 12)
     drawing.text(STREAM, 54, "T ids", anchor="middle")
     flow(drawing, (STREAM, 59), (STREAM, 74))
@@ -108,7 +110,8 @@ def architecture():
     drawing.line([(STREAM, 104), (STREAM, last)], "orange", 5)
     drawing.text(STREAM + 12, 125, f"residual stream: {N} numbers for each token", "orange", 12)
     drawing.rect(10, layer, WIDTH - 20, 602, "none", "dim", None, 8)
-    drawing.text(STREAM + 12, layer + 20, f"one layer of {c.num_hidden_layers} ({BIG.num_hidden_layers} in 120b)", bold=True)
+    layers = f"one layer of {c.num_hidden_layers} ({BIG.num_hidden_layers} in 120b)"
+    drawing.text(STREAM + 12, layer + 20, layers, bold=True)
     added = attention_half(drawing, layer + 34)
     plus(drawing, added)
     added = experts_half(drawing, added + 46)

@@ -8,7 +8,7 @@ import gptoss
 
 
 class Watched(gptoss.Model):
-    """Keeps, for each half of a layer, the stream that it found and what it added: a list of (x, added), both [T, N]."""
+    """Keeps the stream that each half of a layer found and what it added: a list of (x, added), both [T, N]."""
 
     def hidden(self, ids, cache):
         self.halves = []
@@ -40,10 +40,11 @@ def rms(x):
 @picture("stream-growth")
 def growth():
     watched, _, first = halves()
-    drawing = Drawing(316, "How large the residual stream is after each half of a layer, and how large is what was added",
-                      "Bars: the root mean square of the stream, over the tokens of the reply. It begins close to zero, grows with "
-                      "each addition through layers 0, 1 and 2, becomes smaller when the attention of layer 3 is added, and ends "
-                      "as large as before. Beside each bar a narrow one shows the size of what was added.")
+    drawing = Drawing(316, "The size of the residual stream after each half of a layer, and of what was added",
+                      "Bars: the root mean square of the stream, over the tokens of the reply. It begins close to "
+                      "zero, grows with each addition through layers 0, 1 and 2, becomes smaller when the attention "
+                      "of layer 3 is added, and ends as large as before. Beside each bar a narrow one shows the size "
+                      "of what was added.")
     base, left, step, scale = 236, 36, 46.5, 3.3
     drawing.text(16, 26, "Root mean square of the stream (wide)", bold=True)
     drawing.text(16, 44, "and of what was just added to it (narrow)", bold=True)
@@ -59,7 +60,8 @@ def growth():
         drawing.rect(x, base - scale * size, 24, scale * size, "orange")
         if added:
             drawing.rect(x + 26, base - scale * added, 10, scale * added, color)
-        drawing.text(x + 12, base - scale * size - 5, f"{size:.1f}" if size > 1 else f"{size:.2f}", size=11, anchor="middle")
+        label = f"{size:.1f}" if size > 1 else f"{size:.2f}"
+        drawing.text(x + 12, base - scale * size - 5, label, size=11, anchor="middle")
         below = "embedding" if not n else ("experts" if n % 2 == 0 else "attention")
         drawing.text(x + 21, base + 12, below, color or "dim", 11, "end", turn=-40)
     for layer in range(4):
@@ -75,24 +77,24 @@ def lens():
     place = first + 13
     streams = [x[place] for x, _ in watched.halves[::2]] + [sum(part[place] for part in watched.halves[-1])]
     drawing = Drawing(304, "The digit after 12+30: 2+0= as the stream would give it after each layer",
-                      "Five columns of bars, from the embedding to layer 3. At first a word that makes no sense is the best. After "
-                      "layer 0 the digit 2 leads with other digits close behind, its share grows with each layer, and after "
-                      "layer 3 it is certain.")
+                      "Five columns of bars, from the embedding to layer 3. At first a word that makes no sense is "
+                      "the best. After layer 0 the digit 2 leads with other digits close behind, its share grows "
+                      "with each layer, and after layer 3 it is certain.")
     drawing.text(16, 26, "What comes after 12+30: 2+0= ?", bold=True)
     drawing.text(16, 44, "The five best ids, if the model stopped there", "dim", 12)
     width, right = 78, name(ids[place + 1])
     for n, x in enumerate(streams):
         left = 16 + (width + 9.5) * n
-        logits = gptoss.linear(gptoss.rms_norm(x[None], watched.norm, watched.config.rms_norm_eps), watched.unembedding)[0]
-        p = gptoss.softmax(logits)
+        normed = gptoss.rms_norm(x[None], watched.norm, watched.config.rms_norm_eps)
+        p = gptoss.softmax(gptoss.linear(normed, watched.unembedding)[0])
         for row, what in enumerate(("embedding" if n == 0 else "after", "only" if n == 0 else f"layer {n - 1}")):
             drawing.text(left, 72 + 15 * row, what, "dim", 12)
         for row, id in enumerate(np.argsort(-p, kind="stable")[:5]):
             y, color = 98 + 38 * row, "orange" if name(id) == right else "line"
             drawing.rect(left, y + 18, width, 8, "line", opacity=0.3)
             drawing.rect(left, y + 18, max(1, width * float(p[id])), 8, color, opacity=0.95)
-            label = name(id)
-            drawing.text(left, y + 13, label if len(label) < 8 else label[:7] + "…", size=12, mono=True, bold=label == right)
+            label = name(id) if len(name(id)) < 8 else name(id)[:7] + "…"
+            drawing.text(left, y + 13, label, size=12, mono=True, bold=label == right)
             drawing.text(left + width, y + 13, f"{p[id]:.0%}", "dim", 11, "end")
     return drawing
 
@@ -100,8 +102,9 @@ def lens():
 @picture("bf16")
 def bits():
     drawing = Drawing(196, "The 32 bits of 0.1 as float32, of which bf16 keeps the upper half",
-                      "A row of 32 boxes: one bit of sign, eight of exponent, 23 of fraction. The first 16 are kept by bf16: the "
-                      "sign, the exponent and seven bits of fraction. The lower 16 are dropped, and the number is rounded.")
+                      "A row of 32 boxes: one bit of sign, eight of exponent, 23 of fraction. The first 16 are kept "
+                      "by bf16: the sign, the exponent and seven bits of fraction. The lower 16 are dropped, and the "
+                      "number is rounded.")
     value = np.float32(0.1)
     pattern, kept = int(value.view(np.uint32)), int(gptoss.float32_to_bf16(value[None])[0])
     rounded = float(gptoss.bf16_to_float32(np.uint16([kept]))[0])
@@ -112,7 +115,8 @@ def bits():
         for n, digit in enumerate(digits):
             color = "violet" if n == 0 else "blue" if n < 9 else "orange" if n < 16 else "line"
             drawing.rect(left + cell * n, top, cell - 1.5, 20, color, opacity=0.3)
-            drawing.text(left + cell * (n + 0.5) - 0.7, top + 14.5, digit, "ink" if n < 16 else "dim", 12, "middle", mono=True)
+            x = left + cell * (n + 0.5) - 0.7
+            drawing.text(x, top + 14.5, digit, "ink" if n < 16 else "dim", 12, "middle", mono=True)
     drawing.text(left, 72, "sign", "violet", 12)
     drawing.text(left + cell * 5, 72, "exponent", "blue", 12, "middle")
     drawing.text(left + cell * 9.3, 72, "fraction", "orange", 12)
