@@ -1,4 +1,4 @@
-"""The ladder: one MXFP4 matrix-vector product, from a plain loop to the memory's limit. docs/kernels.md climbs it.
+"""The ladder: one MXFP4 matrix-vector product, from a plain loop to the memory's limit. Chapter 11 of docs/ climbs it.
 
     python -m bench.ladder                          measure every rung, on one thread and on all of them
     python -m bench.ladder --picture ladder.svg     and draw them under the roofline
@@ -11,8 +11,10 @@ compared with the exact product before it is timed. The model uses nothing of th
 
 import argparse
 import math
+import re
 import sys
 import time
+from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import NamedTuple
 
@@ -97,8 +99,8 @@ def dot_plain(blocks, scales, row, x, B):
 
 
 def dot_slices(e2m1, unit):
-    """e2m1(code) * unit is what a code stands for. Numba takes a negative index as NumPy does, and must ask for each
-    whether it is; counting from 0 in a slice it need not, and LLVM makes vector code of the loop."""
+    """e2m1(code) * unit is what a code stands for. Numba takes a negative index as NumPy does, and must ask of each
+    whether it is one. Counting from 0 in a slice it need not; so where e2m1 is arithmetic, LLVM makes vector code."""
 
     @jit
     def dot(blocks, scales, row, x, B):
@@ -405,84 +407,32 @@ def report(M, N, figures, matmul, at_once):
           f"{rate / matmul[ALL]:.0%} of matmul's; error {error:.0e}")
 
 
+def read_report(text):
+    """What `report` printed, found in a text -> figures, matmul, at_once, as `climb` gives them.
+
+    A picture drawn from it shows the figures of the report, to the last digit."""
+    lines = text[text.index("packed; errors are relative") :].splitlines()
+    heads = next(line for line in lines if " thread" in line)
+    counts, figures = [int(n) for n in re.findall(r"(\d+) thread", heads)], {}
+    rows = lines[next(i for i, line in enumerate(lines) if line.endswith("error")) + 1 :]
+    for row in rows:
+        name, *cells = row[:22].strip(), *row[22:].split()
+        if name == "float32 matmul":
+            matmul = {n: float(cell) * 1e9 for n, cell in zip(counts, cells, strict=True)}
+            break
+        byte = (2 if name == LIMIT else PACKED) / 2 * 1e9  # bytes for a GFLOP: GFLOP/s have the digits of the picture
+        rates = {n: float(cell) * byte for n, cell in zip(counts, cells[1::3], strict=False) if cell != "-"}
+        figures[name] = float(cells[-1]), rates
+    rate, error = re.search(r"at once, .*: ([\d.e+]+) GFLOP/s, .* error (\S+)", text).groups()
+    return figures, matmul, (float(error), float(rate) * 1e9)
+
+
 def draw(figures, matmul, at_once, file):
-    """The roofline (Williams, Waterman and Patterson, CACM 2009): what memory and arithmetic allow, and what we get."""
-    import matplotlib
+    """The rungs under the roofline, in the style of the course's pictures."""
+    sys.path.append(str(Path(__file__).resolve().parent.parent / "docs" / "pictures"))
+    from roofline import ladder
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    ink, gray, pale, orange, blue = "#1f2937", "#6b7280", "#b6c2d1", "#c2410c", "#1d4ed8"
-    plt.rcParams.update({"font.size": 10, "text.color": ink, "axes.edgecolor": gray, "svg.hashsalt": "ladder"})
-    fig, ax = plt.subplots(figsize=(9.6, 7.2), layout="constrained")
-    left, right, bottom, top = 0.5, 700, 0.3, 2.2 * matmul[ALL] / 1e9
-    ax.set(xscale="log", yscale="log", xlim=(left, right), ylim=(bottom, top))
-    ax.set_xlabel("operations for each byte of weights (FLOP/byte)", color=gray)
-    ax.set_ylabel("operations a second (GFLOP/s)", color=gray)
-    ax.xaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_major_formatter("{x:g}")
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.tick_params(which="both", color=gray, labelcolor=gray)
-
-    def write(text, at, shift, color, **how):
-        ax.annotate(text, at, shift, textcoords="offset points", color=color, zorder=8, **how)
-
-    def point(x, y, color, n=ALL):
-        size, fill, edge = (8, color, "white") if n == ALL else (5, "white", color)
-        ax.plot(x, y, "o", ms=size, color=fill, mec=edge, zorder=5 + (n == ALL) + (color == blue), clip_on=False)
-
-    # The roofs: what memory allows, rising, up to what arithmetic allows.
-    name = {n: f"{n} thread{'s' if n > 1 else ''}" for n in matmul}
-    fig.draw_without_rendering()  # settles the layout, on which the angle of a slope depends
-    (x0, y0), (x1, y1) = ax.transData.transform([(1, 1), (10, 10)])
-    along = {"rotation": math.degrees(math.atan2(y1 - y0, x1 - x0)), "rotation_mode": "anchor"}
-    for n in matmul:
-        color, words, gap = (ink, ink, 5) if n == ALL else (pale, gray, -13)
-        slope, roof = figures[LIMIT][1][n] / 1e9, matmul[n] / 1e9
-        ax.plot([left, roof / slope, right], [slope * left, roof, roof], color=color, lw=2.5, zorder=2 + (n == ALL))
-        write(f"memory, {name[n]}: {slope:.0f} GB/s", (left * 1.1, slope * left * 1.1), (0, gap), words, **along)
-        write(f"float32 matmul, {name[n]}: {roof:.0f} GFLOP/s", (right, roof), (-4, gap), words, ha="right")
-
-    one, some = 2 / PACKED, 2 * TOKENS / PACKED
-    for at, words in (1, "bf16, one token"), (one, "MXFP4, one token"), (some, f"MXFP4, {TOKENS} tokens"):
-        ax.axvline(at, color=orange, lw=1, ls=(0, (1, 3)), zorder=1)
-        write(words, (at, top), (4, -10), orange)
-
-    # The rungs, one above the other where they stand, and a column of labels beside them.
-    speed = {what: max(rates.values()) * 2 / PACKED / 1e9 for what, (_, rates) in figures.items() if what != LIMIT}
-    rungs = sorted(speed, key=speed.get)
-    heights = spread([math.log(max(speed[what], bottom * 1.5)) for what in rungs], math.log(top / bottom) / 32)
-    for what, height in zip(rungs, np.exp(heights), strict=True):
-        threads, color = figures[what][1], blue if what == KERNEL else orange
-        if speed[what] < bottom:
-            ax.plot(one, bottom * 1.05, "v", ms=8, color=color, mec="white", zorder=6)
-        else:
-            for n in threads:
-                point(one, threads[n] * 2 / PACKED / 1e9, color, n if len(threads) > 1 else ALL)
-        ax.plot([one, one * 1.35, one * 1.5], [max(speed[what], bottom), height, height], color=color, lw=0.8, zorder=4)
-        share = speed[what] * 1e9 * PACKED / 2 / figures[LIMIT][1][max(threads)]
-        how = {"color": color, "weight": "bold"} if what == KERNEL else {"color": ink}
-        label = f"{what}: {speed[what]:.3g}" + (f" ({share:.0%})" if share > 0.005 else "")
-        write(label, (one * 1.57, height), (0, 0), **how, va="center", bbox={"fc": "white", "ec": "none", "pad": 1.5})
-    point(1, figures[LIMIT][1][ALL] / 1e9, ink)
-    point(some, at_once[1] / 1e9, blue)
-    label = f"{TOKENS} at once: {at_once[1] / 1e9:.3g} ({at_once[1] / matmul[ALL]:.0%})"
-    write(label, (some, at_once[1] / 1e9), (-8, 4), blue, ha="right", weight="bold")
-    words = "In parentheses: the share of the limit." + ("\nSmall circles: one thread." if ALL > 1 else "")
-    write(words, (right, bottom), (-4, 12), gray, ha="right")
-    fig.savefig(file, dpi=150, metadata={"Date": None} if file.endswith(".svg") else None)
-    plt.close(fig)
-
-
-def spread(heights, gap):
-    """Rising heights, moved as little as is simple so that neighbours are at least a gap apart."""
-    heights = list(heights)
-    for _ in range(100):
-        for i in range(1, len(heights)):
-            middle = (heights[i - 1] + heights[i]) / 2
-            if heights[i] - heights[i - 1] < gap:
-                heights[i - 1], heights[i] = middle - gap / 2, middle + gap / 2
-    return heights
+    Path(file).write_text(ladder(figures, matmul, at_once).svg(), encoding="utf-8")
 
 
 def main():
@@ -490,7 +440,7 @@ def main():
         prog="python -m bench.ladder", description="Measure an MXFP4 product, from a plain loop to the limit.")
     parser.add_argument("--rows", type=int, default=200_000, metavar="M", help="rows of the matrix (default: 200000)")
     parser.add_argument("--columns", type=int, default=2880, metavar="N", help="weights a row (default: 2880)")
-    parser.add_argument("--picture", metavar="FILE", help="draw the rungs under the roofline (.svg, .png, .pdf)")
+    parser.add_argument("--picture", metavar="FILE", help="draw the rungs under the roofline (.svg)")
     args = parser.parse_args()
     if args.rows < 1 or args.rows % 16 or args.columns < 64 or args.columns % 64:
         parser.error(f"expected a multiple of 16 rows, of 64 columns, found {args.rows} of {args.columns}")

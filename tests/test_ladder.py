@@ -84,7 +84,19 @@ def test_command(tmp_path, monkeypatch, capsys):
         assert re.fullmatch(r".{22}( +[\d.e+-]+ +[\d.e+-]+ +[\d.]+%| +- +- +-)+ +\de-0\d", line), line
     assert "\n64 tokens at once, " in printed
     drawn = picture.read_text(encoding="utf-8")
-    assert drawn.startswith("<?xml") and all(f"<!-- {rung.name}: " in drawn for rung in RUNGS)
+    assert drawn.startswith("<svg") and all(f">{rung.name}: " in drawn for rung in RUNGS)
+    figures, matmul, at_once = ladder.read_report(printed)  # and the picture of a report is that of the run
+    assert [*figures] == [*(rung.name for rung in RUNGS), LIMIT] and [*matmul] == [*figures[LIMIT][1]]
+    for line in printed.splitlines():
+        name, rates = line[:22].strip(), figures.get(line[:22].strip(), (0, {}))[1]
+        size = 2 if name == LIMIT else ladder.PACKED
+        for rate, cell in zip(rates.values(), line[22:].split()[1::3], strict=False):
+            assert f"{2 * rate / size / 1e9:.3g}" == cell
+    again = tmp_path / "again.svg"
+    ladder.draw(figures, matmul, at_once, again)
+    labels = [[words for words in re.findall(r">([^<]+: [^<]+)</text>", path.read_text(encoding="utf-8"))
+               if words.split(":")[0] in figures] for path in (picture, again)]
+    assert labels[0] == labels[1] and len(labels[0]) == len(RUNGS)
 
 
 @pytest.mark.parametrize(("args", "said"), [
@@ -114,7 +126,7 @@ def test_command_fails_in_one_line(failing, error, monkeypatch, capsys):
 
 def test_the_chapter_shows_this_ladder():
     """Its table was measured once; the rungs, and what an error depends on, must still be those of the code."""
-    text = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "11-the-kernels.md").read_text(encoding="utf-8")
     table = re.search(r"\n```\n(.*?packed; errors.*?)```\n", text, re.S)[1].splitlines()
     first = next(i for i, line in enumerate(table) if line.endswith("error")) + 1
     rows = table[first : first + len(RUNGS) + 1]
