@@ -17,10 +17,10 @@ def block():
     packed, scale = layer.blocks[0, 0, 0], int(layer.scales[0, 0, 0])
     values = np.stack([E2M1[packed & 15], E2M1[packed >> 4]], axis=-1).reshape(-1) * E8M0[scale]
     first = int(packed[0])
-    drawing = Drawing(404, "One block of MXFP4, byte by byte",
+    drawing = Drawing(412, "One block of MXFP4, byte by byte",
                       f"A scale byte, {scale}, and sixteen bytes of numbers. Byte {first:02x} is taken apart. Its low "
-                      f"four bits are element 0, {values[0]:g}, its high four bits element 1, {values[1]:g}. Each has a "
-                      "sign, two bits of exponent and one of mantissa. Below is a bar for each of the 32 weights.")
+                      f"four bits are element 0, {values[0]:g}, its high four bits element 1, {values[1]:g}. Each has "
+                      "a sign, two bits of exponent and one of mantissa. Below is a bar for each of the 32 weights.")
     drawing.text(16, 24, "17 bytes are 32 weights (layer 0, expert 0, row 0)", bold=True)
     step = 25
     for n, byte in enumerate([scale, *packed.tolist()]):
