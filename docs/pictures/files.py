@@ -4,12 +4,14 @@ import json
 from math import prod
 from pathlib import Path
 
-from bench.random_checkpoint import SHAPES
-from checkpoint import tensor_table
 from runs import model
 from style import WIDTH, Drawing, picture
 
-KINDS = (("experts", "green", 0.8), ("attention", "blue", 0.8), ("embedding", "orange", 0.85), ("unembedding", "orange", 0.4))
+from bench.random_checkpoint import SHAPES
+from checkpoint import tensor_table
+
+KINDS = (("experts", "green", 0.8), ("attention", "blue", 0.8), ("embedding", "orange", 0.85),
+         ("unembedding", "orange", 0.4))
 
 
 @picture("safetensors")
@@ -20,16 +22,18 @@ def safetensors():
     header.pop("__metadata__", None)
     spans = sorted((entry["data_offsets"], name) for name, entry in header.items())
     drawing = Drawing(378, "The bytes of nano/model.safetensors: length, header, tensors",
-                      f"A column of boxes, one for each part of the file. Bytes 0 to 7 are the length of the header, {size:,}. The "
-                      f"header follows, and ends at byte {8 + size:,}. Then come {len(spans)} tensors without gaps. On the left are "
-                      "offsets from the beginning of the file, on the right those of the header, which begin after it.")
+                      "A column of boxes, one for each part of the file. Bytes 0 to 7 are the length of the header, "
+                      f"{size:,}. The header follows, and ends at byte {8 + size:,}. Then come {len(spans)} tensors "
+                      "without gaps. On the left are offsets from the beginning of the file, on the right those of the header, "
+                      "which begin after it.")
     drawing.text(92, 24, "byte of", "dim", 12, "end")
     drawing.text(92, 39, "the file", "dim", 12, "end")
     drawing.text(366, 24, "data_offsets", "dim", 12)
     drawing.text(366, 39, "in the header", "dim", 12)
     y, start = 52, 8 + size
     shown = [*spans[:4], None, spans[-1]]
-    rows = [(0, f"{size:,}: length of the header", "8 bytes", None, "violet"), (8, "{ … the header, JSON … }", f"{size:,} bytes", None, "orange")]
+    rows = [(0, f"{size:,}: length of the header", "8 bytes", None, "violet"),
+            (8, "{ … the header, JSON … }", f"{size:,} bytes", None, "orange")]
     for span in shown:
         if span is None:
             rows.append((None, f"… {len(spans) - len(shown) + 1} more …", "", None, None))
@@ -74,8 +78,9 @@ def bytes_by_kind(config):
 def where_bytes_lie():
     models = {"the small model": model().config, "gpt-oss-20b": SHAPES["20b"], "gpt-oss-120b": SHAPES["120b"]}
     drawing = Drawing(300, "Where the bytes of three checkpoints lie: experts, attention, embedding, unembedding",
-                      "Three bars, each as long as its checkpoint is large in percent. The experts take about half of the small "
-                      "model, three quarters of gpt-oss-20b and most of gpt-oss-120b. Attention, embedding and unembedding share the rest.")
+                      "Three bars of equal length, each divided by what the bytes are. The experts take about half of "
+                      "the small model, three quarters of gpt-oss-20b and most of gpt-oss-120b. Attention, embedding and "
+                      "unembedding share the rest.")
     for n, (name, config) in enumerate(models.items()):
         sizes, x, y = bytes_by_kind(config), 20, 44 + 76 * n
         total = sum(sizes.values())
@@ -86,7 +91,8 @@ def where_bytes_lie():
             width = (WIDTH - 40) * sizes[kind] / total
             drawing.rect(x, y, width - 1, 34, color, opacity=opacity)
             if width > 30:
-                drawing.text(x + width / 2, y + 22, f"{sizes[kind] / total:.0%}", "paper" if opacity > 0.5 else "ink", 12, "middle", bold=True)
+                letters = "paper" if opacity > 0.5 else "ink"
+                drawing.text(x + width / 2, y + 22, f"{sizes[kind] / total:.0%}", letters, 12, "middle", bold=True)
             x += width
     for n, (kind, color, opacity) in enumerate(KINDS):
         x = 20 + (0, 88, 184, 296)[n]

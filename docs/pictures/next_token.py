@@ -3,11 +3,11 @@
 from os.path import commonprefix
 
 import numpy as np
+from runs import DATE, conversation, model, name, tokenizer
+from style import WIDTH, Drawing, picture
 
 import gptoss
 import harmony
-from runs import DATE, conversation, model, name, tokenizer
-from style import WIDTH, Drawing, picture
 
 LOGITS, LETTERS = np.array([3.0, 2.0, 1.0, 0.0, -1.0]), "abcde"
 PANELS = (
@@ -20,9 +20,10 @@ PANELS = (
 @picture("sampling")
 def sampling():
     drawing = Drawing(470, "Five logits through six settings: the probabilities from which an id is drawn",
-                      "Six small bar charts of the same five ids, a to e, whose logits are 3, 2, 1, 0 and -1. A temperature of "
-                      "0.5 makes the tall bars taller, a temperature of 2 makes all bars more alike. Top-k with k = 3 removes d "
-                      "and e, top-p with p = 0.8 removes c, d and e, and min-p of 0.04 removes e. What remains grows to sum to 1.")
+                      "Six small bar charts of the same five ids, a to e, whose logits are 3, 2, 1, 0 and -1. A "
+                      "temperature of 0.5 makes the tallest bar taller, a temperature of 2 makes all bars more alike. "
+                      "Top-k with k = 3 removes d and e, top-p with p = 0.8 removes c, d and e, and min-p of 0.04 "
+                      "removes e. What remains grows to sum to 1.")
     before, column, row = gptoss.softmax(LOGITS), WIDTH / 2, 146
     for n, (title, settings) in enumerate(PANELS):
         left, bottom = 22 + column * (n % 2), 134 + row * (n // 2)
@@ -53,9 +54,10 @@ def cache_rewound():
     second = harmony.render(said, tokenizer())
     known = len(commonprefix([held, second]))
     drawing = Drawing(386, "The cache while a reply is written, and when the next question comes",
-                      f"Four strips with room for {room} tokens. First {len(prompt)} slots are filled by the prompt. Then {read} are in "
-                      f"use, because the reply was added token by token. For the next question the cache is rewound to {known} tokens, "
-                      f"the part that both prompts share. Then the rest is read, up to {len(second)} tokens.")
+                      f"Four strips with room for {room} tokens. First {len(prompt)} slots are filled by the prompt. "
+                      f"Then {read} are in use, because the reply was added token by token. For the next question the cache "
+                      f"is rewound to {known} tokens, the part that both prompts share. Then the rest is read, up to "
+                      f"{len(second)} tokens.")
     left, unit = 20, (WIDTH - 40) / room
     states = (
         (f"1. The prompt is read at once: {len(prompt)} tokens.", [(len(prompt), 0.85)], 0),
@@ -75,7 +77,8 @@ def cache_rewound():
                 drawing.line([(left + unit * t, y), (left + unit * t, y + 26)], "paper", 0.7)
         if stale:
             drawing.rect(left + unit * start, y, unit * (stale - start), 26, "line", opacity=0.5)
-            drawing.text(left + unit * start + 4, y + 42, f"held: {name(held[known])}   asked: {name(second[known])}", "dim", 12)
+            difference = f"held: {name(held[known])}   asked: {name(second[known])}"
+            drawing.text(left + unit * start + 4, y + 42, difference, "dim", 12)
         elif n == 0:
             drawing.text(left + unit * room, y + 42, f"room for {room}", "dim", 12, "end")
         if n == 2:
