@@ -24,8 +24,8 @@ def safetensors():
     drawing = Drawing(378, "The bytes of nano/model.safetensors: length, header, tensors",
                       "A column of boxes, one for each part of the file. Bytes 0 to 7 are the length of the header, "
                       f"{size:,}. The header follows, and ends at byte {8 + size:,}. Then come {len(spans)} tensors "
-                      "without gaps. On the left are offsets from the beginning of the file, on the right those of the header, "
-                      "which begin after it.")
+                      "without gaps. On the left are offsets from the beginning of the file, on the right those of the "
+                      "header, which begin after it.")
     drawing.text(92, 24, "byte of", "dim", 12, "end")
     drawing.text(92, 39, "the file", "dim", 12, "end")
     drawing.text(366, 24, "data_offsets", "dim", 12)
@@ -79,8 +79,8 @@ def where_bytes_lie():
     models = {"the small model": model().config, "gpt-oss-20b": SHAPES["20b"], "gpt-oss-120b": SHAPES["120b"]}
     drawing = Drawing(300, "Where the bytes of three checkpoints lie: experts, attention, embedding, unembedding",
                       "Three bars of equal length, each divided by what the bytes are. The experts take about half of "
-                      "the small model, three quarters of gpt-oss-20b and most of gpt-oss-120b. Attention, embedding and "
-                      "unembedding share the rest.")
+                      "the small model, three quarters of gpt-oss-20b and most of gpt-oss-120b. Attention, embedding "
+                      "and unembedding share the rest.")
     for n, (name, config) in enumerate(models.items()):
         sizes, x, y = bytes_by_kind(config), 20, 44 + 76 * n
         total = sum(sizes.values())

@@ -55,8 +55,8 @@ def cache_rewound():
     known = len(commonprefix([held, second]))
     drawing = Drawing(386, "The cache while a reply is written, and when the next question comes",
                       f"Four strips with room for {room} tokens. First {len(prompt)} slots are filled by the prompt. "
-                      f"Then {read} are in use, because the reply was added token by token. For the next question the cache "
-                      f"is rewound to {known} tokens, the part that both prompts share. Then the rest is read, up to "
+                      f"Then {read} are in use, because the reply was added token by token. For the next question the "
+                      f"cache is rewound to {known} tokens, the part that both prompts share. Then the rest is read, up to "
                       f"{len(second)} tokens.")
     left, unit = 20, (WIDTH - 40) / room
     states = (
