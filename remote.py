@@ -8,7 +8,7 @@ completions endpoint only continues what it gets, so both sides see the very ids
     vLLM 0.10.2 or later   POST /v1/completions, return_token_ids     vllm/entrypoints/openai/completion/protocol.py
     llama.cpp's server     POST /completion, return_tokens            tools/server/README.md
 
-docs/cluster.md says how to start either.
+docs/16-more-than-one-machine.md says how to start either.
 """
 
 import json

@@ -18,9 +18,9 @@ def block():
     values = np.stack([E2M1[packed & 15], E2M1[packed >> 4]], axis=-1).reshape(-1) * E8M0[scale]
     first = int(packed[0])
     drawing = Drawing(404, "One block of MXFP4, byte by byte",
-                      f"A scale byte, {scale}, and sixteen bytes of numbers. Byte {first:02x} is taken apart: the low four "
-                      f"bits are element 0, {values[0]:g}, the high four bits are element 1, {values[1]:g}. Each is a sign, "
-                      "two bits of exponent and one of mantissa. Below are bars for all 32 weights of the block.")
+                      f"A scale byte, {scale}, and sixteen bytes of numbers. Byte {first:02x} is taken apart. Its low "
+                      f"four bits are element 0, {values[0]:g}, its high four bits element 1, {values[1]:g}. Each has a "
+                      "sign, two bits of exponent and one of mantissa. Below is a bar for each of the 32 weights.")
     drawing.text(16, 24, "17 bytes are 32 weights (layer 0, expert 0, row 0)", bold=True)
     step = 25
     for n, byte in enumerate([scale, *packed.tolist()]):
@@ -65,9 +65,9 @@ def sixteen_values():
             counts += np.bincount((weight.blocks >> 4).ravel(), minlength=16)
     share = counts / counts.sum()
     drawing = Drawing(300, "The sixteen values of e2m1, and how many weights have each",
-                      "A number line from minus 6 to 6 with the values of e2m1, which are closer together near zero. Above "
-                      "each is a bar for the share of the small model's expert weights that have it. Zero and minus zero "
-                      "are one bar. Below, the interval that is rounded to each value.")
+                      "A number line from minus 6 to 6 with the values of e2m1, which are closer together near zero. "
+                      "Above each is a bar for the share of the small model's expert weights that have it. Zero and "
+                      "minus zero are one bar. Below, the interval that is rounded to each value.")
 
     def across(value):
         return WIDTH / 2 + value * 33.5
@@ -86,8 +86,7 @@ def sixteen_values():
         if value in (-6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6):
             drawing.text(across(value), bottom + 17, shown(value), size=12, anchor="middle")
     middles = [(a + b) / 2 for a, b in zip(grid, grid[1:], strict=False)]
-    for n, value in enumerate(grid):
-        begin, end = [-6.5, *middles][n], [*middles, 6.5][n]
+    for n, (begin, end) in enumerate(zip([-6.5, *middles], [*middles, 6.5], strict=True)):
         drawing.rect(across(begin), 236, across(end) - across(begin) - 1, 16, "blue", opacity=0.5 if n % 2 else 0.2)
     drawing.text(16, 274, "Each stripe is rounded to the value above it; what is beyond", "dim")
     drawing.text(16, 291, "6 becomes 6. Numbers above the bars are percent.", "dim")
