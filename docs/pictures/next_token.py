@@ -26,7 +26,7 @@ def sampling():
     before, column, row = gptoss.softmax(LOGITS), WIDTH / 2, 146
     for n, (title, settings) in enumerate(PANELS):
         left, bottom = 22 + column * (n % 2), 134 + row * (n // 2)
-        drawing.text(left, bottom - 114, title, bold=True)
+        drawing.text(left, bottom - 104, title, bold=True)
         drawing.line([(left, bottom), (left + 190, bottom)], "dim")
         for i, p in enumerate(gptoss.softmax(gptoss.filter_logits(LOGITS, **settings))):
             x = left + 4 + 38 * i
