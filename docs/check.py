@@ -44,7 +44,7 @@ def pages(root):
 def complaints(path, root=ROOT):
     text = path.read_text(encoding="utf-8")
     where = os.path.relpath(path, root)
-    found = [*links(text, path), *([] if path.name in HISTORY else names(text, path, root))]
+    found = [*figures(text), *links(text, path), *([] if path.name in HISTORY else names(text, path, root))]
     if path.parent.name == "docs":
         found += form(text, path) if CHAPTER.fullmatch(path.name) else []
         found += table(text, path) if path.name == "README.md" else []
@@ -54,6 +54,12 @@ def complaints(path, root=ROOT):
 def blank(pattern, text, put=" "):
     """The text with what matches replaced, so that lines and columns stay where they are."""
     return pattern.sub(lambda match: re.sub(r"[^\n]", put, match[0]), text)
+
+
+def figures(text):
+    """GitHub reads a line that begins with a comment as HTML: what else is in it would lose its form."""
+    for match in re.finditer(r"^ {0,3}<!-- is:", blank(FENCE, text), re.M):
+        yield line_of(text, match), "expected a figure within a line, found it at the beginning"
 
 
 def prose(text):

@@ -129,6 +129,7 @@ def test_links_and_names_that_exist(text, project):
     ("![A picture that is described well](b.svg)\n", "docs/page.md:1: b.svg: no such file"),
     ("![A picture](a.svg)\n", "docs/page.md:1: an image: expected alternative text of at least 20 characters"),
     ('<img src="a.svg">\n', "docs/page.md:1: an image: expected alternative text of at least 20 characters"),
+    ("It\n<!-- is: 1 + 1 -->2<!-- end --> is.\n", "docs/page.md:2: expected a figure within a line, found it at the "),
     ("In `rotate_pairs` and\n`model.py`\n", "docs/page.md:1: `rotate_pairs`: no such name in the sources or in the "),
     ("\nFirst `turn` it\n", "docs/page.md:2: `turn`: no such name"),
     ("`turn(x)`", "docs/page.md:1: `turn(x)`: no such name"),
