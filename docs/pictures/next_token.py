@@ -56,8 +56,8 @@ def cache_rewound():
     drawing = Drawing(386, "The cache while a reply is written, and when the next question comes",
                       f"Four strips with room for {room} tokens. First {len(prompt)} slots are filled by the prompt. "
                       f"Then {read} are in use, because the reply was added token by token. For the next question the "
-                      f"cache is rewound to {known} tokens, the part that both prompts share. Then the rest is read, up to "
-                      f"{len(second)} tokens.")
+                      f"cache is rewound to {known} tokens, the part that both prompts share. Then the rest is read, "
+                      f"up to {len(second)} tokens.")
     left, unit = 20, (WIDTH - 40) / room
     states = (
         (f"1. The prompt is read at once: {len(prompt)} tokens.", [(len(prompt), 0.85)], 0),
