@@ -2,6 +2,8 @@
 
 Check what you wrote: python exercises/check.py rms_norm"""
 
+import numpy as np
+
 
 def rms_norm(x, weight, eps):
     """RMSNorm: each token's vector, divided by its root mean square, times the weight.
