@@ -1,0 +1,412 @@
+"""The known mistakes, each as an edit of the project's own source: so a mistake can be read as a diff, and run.
+
+check.py names a mistake where a reader's function gives what the mistaken one gives. break_it.py builds the bundled
+model with a mistake in it and measures what it does.
+"""
+
+import difflib
+import inspect
+import sys
+from dataclasses import dataclass
+from functools import cache
+from operator import attrgetter
+from types import ModuleType
+
+import checkpoint
+import gptoss
+from exercises import solutions
+
+
+@dataclass(frozen=True, eq=False)
+class Mistake:
+    name: str  # what break_it.py calls it
+    function: str  # where it is made: a function of solutions.py, or a method of gptoss.py such as "Model.attend"
+    edits: list  # (old text, new text) of that function's source
+    sentence: str  # what to tell the one who made it
+
+
+# ---- How they are made ----------------------------------------------------------------------------------------------
+
+def original(mistake):
+    """The function that a mistake is an edit of."""
+    return attrgetter(mistake.function)(solutions if hasattr(solutions, mistake.function) else gptoss)
+
+
+def edited(mistake):
+    """The source of that function with the mistake in it."""
+    text = inspect.getsource(original(mistake))
+    for old, new in mistake.edits:
+        checkpoint.expect(old in text, ValueError, f"{mistake.name}: source of {mistake.function}", repr(old), "none")
+        text = text.replace(old, new)
+    return text
+
+
+def diff(mistake):
+    """The lines that a mistake takes away and those that it puts in their place."""
+    before, after = inspect.getsource(original(mistake)).splitlines(), edited(mistake).splitlines()
+    lines = list(difflib.unified_diff(before, after, n=0, lineterm=""))[2:]
+    return "\n".join(f"{line[0]} {line[1:].strip()}" for line in lines if not line.startswith("@@"))
+
+
+def fresh(module, old="", new=""):
+    """A copy of a module whose functions call one another, not those of the original; `old` in its source is `new`."""
+    copy = ModuleType(module.__name__, module.__doc__)
+    copy.__file__ = module.__file__
+    exec(compile(inspect.getsource(module).replace(old, new), module.__file__, "exec"), vars(copy))
+    return copy
+
+
+@cache
+def broken(mistake):
+    """A copy of gptoss.py, with the other functions of solutions.py, in which the mistake is made."""
+    function = original(mistake)
+    home, old, new = sys.modules[function.__module__], inspect.getsource(function), edited(mistake)
+    copy = fresh(gptoss, *(old, new) if home is gptoss else ())
+    others = fresh(solutions, old, new) if home is solutions else solutions
+    for name in ("bpe", "render", "quantize", "read_safetensors"):
+        setattr(copy, name, getattr(others, name))
+    if home is checkpoint:  # not a fresh one: its classes must stay the same
+        namespace = dict(vars(checkpoint))
+        exec(compile(new, checkpoint.__file__, "exec"), namespace)
+        setattr(copy, mistake.function, namespace[mistake.function])
+    return copy
+
+
+def touched(mistake):
+    """The names of the functions that compute something else because of a mistake: the one it is in, and those that
+    call it. In gptoss.py they do so directly."""
+    callers = [name for name in vars(solutions) if inspect.isfunction(getattr(solutions, name))
+               and mistake.function in getattr(solutions, name).__code__.co_names]
+    return {mistake.function, *callers}
+
+
+# ---- Chapters 1 and 2 -----------------------------------------------------------------------------------------------
+
+BYTES = "parts = [piece[i : i + 1] for i in range(len(piece))]"
+LONGEST = """parts = []
+    while piece:
+        n = max(n for n in range(1, len(piece) + 1) if piece[:n] in ranks)
+        parts, piece = [*parts, piece[:n]], piece[n:]
+    return [ranks[part] for part in parts]"""
+RECIPIENT = """        if message.recipient:
+            ids += tokenizer.encode(f" to={message.recipient}")
+"""
+STOP = 'special["<|call|>"] if calls else special["<|end|>"]'
+OPEN = 'return ids + [special["<|start|>"], *tokenizer.encode("assistant")]'
+
+TEXT = [
+    Mistake("leftmost pair first", "bpe",
+            [("min(pairs, default=(math.inf, 0))",
+              "next((pair for pair in pairs if pair[0] < math.inf), (math.inf, 0))")],
+            "you merge the leftmost pair that is a token; the pair whose token has the lowest id goes first"),
+    Mistake("highest id first", "bpe",
+            [("ranks.get(a + b, math.inf)", "ranks.get(a + b, -math.inf)"),
+             ("min(pairs, default=(math.inf, 0))", "max(pairs, default=(-math.inf, 0))"),
+             ("if rank == math.inf", "if rank == -math.inf")],
+            "you merge the pair with the highest id first; the lowest id goes first, as it was learned first"),
+    Mistake("longest token first", "bpe", [(BYTES, LONGEST)],
+            "you take the longest token that the piece begins with; byte-pair encoding only merges neighbours, "
+            "lowest id first"),
+    Mistake("last of equal pairs", "bpe", [("min(pairs, ", "min(pairs, key=lambda pair: (pair[0], -pair[1]), ")],
+            "where the same pair occurs several times, you merge the last one; the first one goes first"),
+    Mistake("characters, not bytes", "bpe", [(BYTES, "parts = [c.encode() for c in piece.decode()]")],
+            "your parts begin as characters; they begin as single bytes, of which some characters have several"),
+
+    Mistake("old thoughts kept", "render", [("without_old_analysis(messages)", "messages")],
+            "you keep the analysis of a turn whose final answer is given; the model does not see it again"),
+    Mistake("thoughts always dropped", "render",
+            [("without_old_analysis(messages)", '[message for message in messages if message.channel != "analysis"]')],
+            "you drop analysis in the middle of tool calls; it stays until the assistant has given a final answer"),
+    Mistake("calls end like messages", "render", [(STOP, 'special["<|end|>"]')],
+            "you close a call with <|end|>; an assistant's message with a recipient ends with <|call|>"),
+    Mistake("answers end with return", "render",
+            [(STOP, STOP.replace("else", 'else special["<|return|>"] if message.channel == "final" else'))],
+            "you close an old answer with <|return|>; the model writes that once, in the history it becomes <|end|>"),
+    Mistake("special tokens in text", "render",
+            [("tokenizer.encode(message.content)", 'tokenizer.encode(message.content, "all")')],
+            "you turn <|...|> in a message's text into special tokens; so a user could write a system message"),
+    Mistake("special tokens as text", "render",
+            [('[special["<|message|>"], *', '[*tokenizer.encode("<|message|>"), *')],
+            "you encode <|message|> as text; it is one id, tokenizer.special_tokens has it"),
+    Mistake("no next message", "render", [(OPEN, "return ids")],
+            "you end with the last message; the ids end with <|start|>assistant, where the model goes on"),
+    Mistake("next message without role", "render", [(OPEN, 'return ids + [special["<|start|>"]]')],
+            "you end with <|start|>; the role assistant follows it"),
+    Mistake("role instead of tool's name", "render",
+            [('message.name if message.role == "tool" else message.role', "message.role")],
+            "you write the role tool; a tool's message begins with the tool's name"),
+    Mistake("recipient after channel", "render",
+            [(RECIPIENT, ""), ("        if message.content_type:", f"{RECIPIENT}        if message.content_type:")],
+            "you write the recipient after the channel; it comes right after the role"),
+    Mistake("constrain as text", "render",
+            [('ids += [*tokenizer.encode(" "), special["<|constrain|>"], *tokenizer.encode(kind)]',
+              'ids += tokenizer.encode(f" {message.content_type}")')],
+            "you encode <|constrain|> as text; it is one id, after a space that is encoded by itself"),
+]
+
+# ---- Chapters 3 to 5 ------------------------------------------------------------------------------------------------
+
+NORM = "np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps)"
+SPLIT, NEIGHBOURS = "np.split(x, 2, axis=-1)", "x[..., 0::2], x[..., 1::2]"
+TURN = "[a * cos - b * sin, b * cos + a * sin]"
+RAMP = "extrapolated * (1 - ramp) + extrapolated / yarn.factor * ramp"
+
+STREAM = [
+    Mistake("no norm weight", "rms_norm", [(f"{NORM} * weight", NORM)],
+            "you leave out the weight; each element of the normed x is multiplied by its own"),
+    Mistake("weight counted from 1", "rms_norm", [(f"{NORM} * weight", f"{NORM} * (1 + weight)")],
+            "you multiply by 1 + weight, as Gemma does; gpt-oss multiplies by weight"),
+    Mistake("mean subtracted", "rms_norm", [("return x", "x = x - x.mean(axis=-1, keepdims=True)\n    return x")],
+            "you subtract the mean, as LayerNorm does; RMSNorm does not"),
+    Mistake("no eps", "rms_norm", [(" + eps", "")],
+            "you leave out eps; it is added to the mean square, under the root"),
+    Mistake("eps outside the root", "rms_norm", [(NORM, f"({NORM.replace(' + eps', '')} + eps)")],
+            "you add eps to the root; it is added to the mean square, under the root"),
+    Mistake("sum instead of mean", "rms_norm", [("np.mean", "np.sum")],
+            "you divide by the root of the sum of squares; it is the root of their mean"),
+    Mistake("no root", "rms_norm", [("np.sqrt", "")],
+            "you divide by the mean square; it is the root of the mean square"),
+    Mistake("one norm for all tokens", "rms_norm", [(", axis=-1, keepdims=True", "")],
+            "you take the mean over all tokens; each token is normed by itself, along the last axis"),
+
+    Mistake("overflow", "softmax", [("x - x.max(axis=-1, keepdims=True)", "x")],
+            "you do not take away the largest x, so e^x overflows where x is large"),
+    Mistake("softmax over everything", "softmax", [("axis=-1, keepdims=True", "")],
+            "you divide by the sum of the whole array; each row along the last axis sums to 1"),
+    Mistake("softmax down the columns", "softmax", [("axis=-1", "axis=0")],
+            "you sum along the first axis; softmax goes along the last one"),
+
+    Mistake("window too long in attention", "attention", [("key > position - window", "key >= position - window")],
+            "your window is one key too long; a query sees at most `window` keys, itself included"),
+    Mistake("window too short in attention", "attention",
+            [("key > position - window", "key > position - window + 1")],
+            "your window is one key too short; a query sees at most `window` keys, itself included"),
+    Mistake("no window in attention", "attention",
+            [("(key <= position) & (key > position - window)", "key <= position")],
+            "your queries see all keys before them; they see at most `window` keys, themselves included"),
+    Mistake("future seen", "attention", [("(key <= position) & ", "")],
+            "your queries see keys that come after them; attention is causal"),
+    Mistake("queries at the beginning", "attention", [("np.arange(S - T, S)[:, None]", "np.arange(T)[:, None]")],
+            "your query t stands at position t; the T queries are the last of S positions, so it is S - T + t"),
+    Mistake("query heads shared as h % G", "attention",
+            [("q.reshape(T, G, H // G, D).transpose(1, 2, 0, 3)", "q.reshape(T, H // G, G, D).transpose(2, 1, 0, 3)"),
+             ("reshape(G, H // G, 1, 1)", "reshape(H // G, G).T[..., None, None]"),
+             ("out.transpose(2, 0, 1, 3)", "out.transpose(2, 1, 0, 3)")],
+            "your query head h takes key/value head h % G; it takes h // (H/G): neighbours share one"),
+    Mistake("heads out of order", "attention", [("out.transpose(2, 0, 1, 3)", "out.transpose(2, 1, 0, 3)")],
+            "your heads come out in another order than they went in; query head h of q is head h of the result"),
+    Mistake("no sink", "attention",
+            [("softmax(np.concatenate([scores, sink], axis=-1))", "softmax(scores)"), ("p[..., :-1]", "p")],
+            "you leave out the sink; it is one more logit of the softmax, whose share is given to no value"),
+    Mistake("sink divided", "attention", [("broadcast_to(sinks[g],", "broadcast_to(sinks[g] / math.sqrt(D),")],
+            "you divide the sink by sqrt(D); only the products of queries and keys are divided"),
+    Mistake("no sqrt(D)", "attention", [(" / math.sqrt(D)", "")],
+            "you do not divide the scores by sqrt(D)"),
+    Mistake("D for sqrt(D)", "attention", [("math.sqrt(D)", "D")],
+            "you divide the scores by D; they are divided by sqrt(D)"),
+    Mistake("mask after softmax", "attention",
+            [("np.where(visible, scores, -np.inf)", "scores"), ("p[..., :-1] @", "(p[..., :-1] * visible) @")],
+            "you mask after the softmax, so hidden keys still take their share; their scores are -inf before it"),
+
+    Mistake("no YaRN", "rope_frequencies", [("if config.rope_scaling is None:", "if True:")],
+            "you leave out YaRN: where config.rope_scaling is not None, slow pairs turn `factor` times slower"),
+    Mistake("no cos/sin factor", "rope_frequencies",
+            [("(0.1 * math.log(yarn.factor) + 1 if yarn.factor > 1 else 1.0)", "1.0")],
+            "your attention factor is 1; YaRN's is 0.1 ln(factor) + 1"),
+    Mistake("no pair slower", "rope_frequencies", [(RAMP, "extrapolated")],
+            "your frequencies are plain RoPE's; YaRN divides those of the slow pairs by `factor`"),
+    Mistake("every pair slower", "rope_frequencies", [(RAMP, "extrapolated / yarn.factor")],
+            "you divide all frequencies by `factor`; pairs that turn more than beta_fast times keep theirs"),
+    Mistake("ramp the wrong way", "rope_frequencies",
+            [(RAMP, "extrapolated * ramp + extrapolated / yarn.factor * (1 - ramp)")],
+            "you divide the fast pairs by `factor` and keep the slow ones; it is the other way round"),
+    Mistake("faster, not slower", "rope_frequencies", [("/ yarn.factor", "* yarn.factor")],
+            "you multiply frequencies by `factor`; they are divided, so that a pair turns as far in a longer context"),
+    Mistake("bounds rounded", "rope_frequencies", [("if yarn.truncate:", "if True:")],
+            "you round YaRN's two bounds to whole pairs; gpt-oss does not (truncate is false)"),
+    Mistake("bounds without 2 pi", "rope_frequencies", [("(wavelength / (2 * math.pi))", "(wavelength)")],
+            "you leave out 2 pi in the bounds; frequencies are in radians, and a turn has 2 pi"),
+    Mistake("i/D for 2i/D", "rope_frequencies", [("np.arange(half) / half)", "np.arange(half) / config.head_dim)")],
+            "your exponent is -i/D; pair i of D/2 has theta^(-2i/D)"),
+    Mistake("theta fixed", "rope_frequencies", [("config.rope_theta", "10000.0")],
+            "your theta is 10,000 whatever the model; it is config.rope_theta"),
+
+    Mistake("RoPE on neighbours", "rotate",
+            [(SPLIT, NEIGHBOURS), (f"np.concatenate({TURN}, axis=-1)", f"np.stack({TURN}, axis=-1).reshape(x.shape)")],
+            "your pairs are neighbours; gpt-oss pairs the halves of a head: d with d + D/2"),
+    Mistake("neighbours into halves", "rotate", [(SPLIT, NEIGHBOURS)],
+            "your pairs are neighbours, and you return them as halves; gpt-oss pairs the halves: d with d + D/2"),
+    Mistake("turned backwards", "rotate",
+            [(TURN, "[a * cos + b * sin, b * cos - a * sin]")],
+            "you turn backwards: check the signs of sin"),
+    Mistake("cos and sin swapped", "rotate",
+            [(TURN, "[a * sin - b * cos, b * sin + a * cos]")],
+            "you have taken cos for sin and sin for cos"),
+]
+
+# ---- Chapters 6 and 7 -----------------------------------------------------------------------------------------------
+
+CHOICE = 'np.argsort(-logits, axis=-1, kind="stable")[:, :K]'
+GATE, UP = "np.minimum(gate_up[..., 0::2], limit)", "np.clip(gate_up[..., 1::2], -limit, limit)"
+TWO_POWER = "E8M0[weight.scales]"
+
+EXPERTS = [
+    Mistake("softmax before the choice", "route",
+            [("softmax(np.take_along_axis(logits, chosen, axis=-1))",
+              "np.take_along_axis(softmax(logits), chosen, axis=-1)")],
+            "your softmax is over all experts; it is over the K that were chosen, whose weights sum to 1"),
+    Mistake("no softmax", "route", [("softmax(np.take_along_axis(logits, chosen, axis=-1))",
+                                     "np.take_along_axis(logits, chosen, axis=-1)")],
+            "your weights are the logits themselves; they are a softmax over the K chosen ones"),
+    Mistake("best expert only", "route", [("[:, :K]", "[:, :1]")],
+            "you choose one expert; each token gets its K best"),
+    Mistake("worst experts", "route", [("-logits", "logits")],
+            "you choose the experts with the lowest logits; it is those with the highest"),
+    Mistake("worst of the best first", "route",
+            [(CHOICE, 'np.argsort(logits, axis=-1, kind="stable")[:, -K:]')],
+            "your chosen experts come in ascending order of their logits; the best comes first"),
+    Mistake("ties to the later expert", "route",
+            [(CHOICE, 'np.argsort(logits, axis=-1, kind="stable")[:, ::-1][:, :K]')],
+            "of two experts with equal logits you take the later one first; the earlier one comes first"),
+
+    Mistake("gate and up as halves", "swiglu",
+            [("gate_up[..., 0::2]", "gate_up[..., : gate_up.shape[-1] // 2]"),
+             ("gate_up[..., 1::2]", "gate_up[..., gate_up.shape[-1] // 2 :]")],
+            "you take the first half as gate and the second as up; they are interleaved: even columns, odd columns"),
+    Mistake("gate and up swapped", "swiglu", [(GATE, GATE.replace("0::2", "1::2")), (UP, UP.replace("1::2", "0::2"))],
+            "you have taken gate for up: the even columns are the gate, the odd ones are up"),
+    Mistake("gate clamped from below too", "swiglu", [(GATE, "np.clip(gate_up[..., 0::2], -limit, limit)")],
+            "you clamp the gate on both sides; it is clamped from above only"),
+    Mistake("up clamped from above only", "swiglu", [(UP, "np.minimum(gate_up[..., 1::2], limit)")],
+            "you clamp up from above only; it is clamped on both sides"),
+    Mistake("no clamp", "swiglu", [(GATE, "gate_up[..., 0::2]"), (UP, "gate_up[..., 1::2]")],
+            "you do not clamp: gate is at most `limit`, up from -limit to limit"),
+    Mistake("no +1", "swiglu", [(" * (up + 1)  #", " * up  #")],
+            "you leave out the 1 that is added to up"),
+    Mistake("1 instead of 1.702", "swiglu", [("np.exp(-1.702 * gate)", "np.exp(-gate)")],
+            "your gate is gate * sigmoid(gate), as Llama has it; gpt-oss has gate * sigmoid(1.702 gate)"),
+
+    Mistake("experts not weighted", "experts", [("weights[t, slot, None] * (", "(")],
+            "you add up the experts without their weights"),
+    Mistake("last expert only", "experts", [("y[t] += ", "y[t] = ")],
+            "an expert overwrites what the one before it said of a token; the experts are added up"),
+    Mistake("bias not weighted", "experts",
+            [("(h @ down.T + bf16_to_float32(layer.down_bias[e]))",
+              "(h @ down.T) + bf16_to_float32(layer.down_bias[e])")],
+            "you add the bias of down after weighting; the weight is that of the expert's whole output"),
+    Mistake("no gate_up bias", "experts", [(" + bf16_to_float32(layer.gate_up_bias[e])", "")],
+            "you leave out gate_up_bias"),
+    Mistake("no down bias", "experts", [(" + bf16_to_float32(layer.down_bias[e])", "")],
+            "you leave out down_bias"),
+
+    Mistake("nibbles swapped", "dequantize",
+            [("[E2M1[weight.blocks & 15], E2M1[weight.blocks >> 4]]",
+              "[E2M1[weight.blocks >> 4], E2M1[weight.blocks & 15]]")],
+            "you take the high nibble first; the low nibble is the even element"),
+    Mistake("all low nibbles first", "dequantize", [("axis=-1)  #", "axis=-2)  #")],
+            "you put a block's 16 low nibbles before its 16 high ones; each byte has two neighbours"),
+    Mistake("nibbles as whole numbers", "dequantize",
+            [("[E2M1[weight.blocks & 15], E2M1[weight.blocks >> 4]]",
+              "[(weight.blocks & 15 ^ 8) - 8.0, (weight.blocks >> 4 ^ 8) - 8.0]")],
+            "you read a nibble as an integer from -8 to 7; it is an e2m1 number, of which E2M1 is the table"),
+    Mistake("scale exponent off by one", "dequantize", [(TWO_POWER, f"2 * {TWO_POWER}")],
+            "your scales are twice too large; a scale byte is worth 2^(byte - 127)"),
+    Mistake("scale as float32 exponent", "dequantize",
+            [(TWO_POWER, "(weight.scales.astype(np.uint32) << 23).view(np.float32)")],
+            "your scales are right for bytes 1 to 254 only; byte 0 is 2^-127, byte 255 is nan (see E8M0)"),
+
+    Mistake("log2 rounded up", "quantize",
+            [("_, exponent = np.frexp(largest)", "exponent = np.ceil(np.log2(largest)) + 1")],
+            "you round log2 of the largest up; it is rounded down, and what then lies above 6 becomes 6"),
+    Mistake("largest scaled to 1", "quantize", [("exponent - 1 - 2", "exponent - 1")],
+            "your scales are four times too large; e2m1 reaches 4, so 2 is taken from the exponent"),
+    Mistake("high nibble first", "quantize", [("codes[..., 0::2] | codes[..., 1::2] << 4",
+                                               "codes[..., 0::2] << 4 | codes[..., 1::2]")],
+            "you put the even element into the high nibble; it belongs into the low one"),
+    Mistake("ties up", "quantize", [("EVEN_FIRST", "np.arange(7, -1, -1, dtype=np.uint8)")],
+            "a number in the middle of two values becomes the larger one; it becomes the one with the even code"),
+    Mistake("ties down", "quantize", [("EVEN_FIRST", "np.arange(8, dtype=np.uint8)")],
+            "a number in the middle of two values becomes the smaller one; it becomes the one with the even code"),
+    Mistake("cut, not rounded", "quantize",
+            [("EVEN_FIRST[distance.argmin(axis=-1)]",
+              '(np.searchsorted(E2M1[:8], steps, side="right") - 1).astype(np.uint8)')],
+            "you round toward zero; it is to the nearest value"),
+    Mistake("sign lost", "quantize", [(" + 8 * (blocks < 0).astype(np.uint8)", "")],
+            "all your numbers are positive; 8 is added to the code of a negative one"),
+]
+
+# ---- Chapters 8 and 9 -----------------------------------------------------------------------------------------------
+
+COLD = " / max(temperature, 1e-30)"
+SLICE = "8 + size + begin : 8 + size + end"
+
+END = [
+    Mistake("times temperature", "filter_logits", [(COLD, " * temperature")],
+            "you multiply by the temperature; logits are divided by it"),
+    Mistake("temperature last", "filter_logits",
+            [(COLD, ""), ("return logits", "return logits / max(temperature, 1e-30)")],
+            "you divide by the temperature at the end; it comes first, top_p and min_p see what it has made"),
+    Mistake("crossing id dropped", "filter_logits",
+            [("np.cumsum(p[likely]) - p[likely] >= top_p", "np.cumsum(p[likely]) > top_p")],
+            "top_p drops the id with which the sum reaches top_p; it is the last that is kept"),
+    Mistake("top_p over all ids", "filter_logits",
+            [("    if 0 < top_k", "    whole = logits\n    if 0 < top_k"),
+             ("softmax(logits.astype(np.float64))", "softmax(whole.astype(np.float64))")],
+            "your top_p sees the probabilities before top_k; after top_k those that are left sum to 1 again"),
+    Mistake("top_k beyond the end", "filter_logits", [("0 < top_k < len(logits)", "0 < top_k")],
+            "a top_k larger than the vocabulary keeps all ids"),
+    Mistake("min_p absolute", "filter_logits", [("logits >= math.log(min_p)", "softmax(logits) >= min_p")],
+            "you keep ids of probability min_p; it is min_p times the probability of the likeliest"),
+    Mistake("0 for -inf", "filter_logits", [("-np.inf", "0.0")],
+            "you set the logits that are ruled out to 0, and e^0 is 1; they become -inf"),
+
+    Mistake("eight bytes forgotten", "read_safetensors", [(SLICE, "size + begin : size + end")],
+            "you count from the end of the header's text but forget the eight bytes before it"),
+    Mistake("header forgotten", "read_safetensors", [(SLICE, "begin:end")],
+            "you count data_offsets from the beginning of the file; they count from the end of the header"),
+    Mistake("length as big-endian", "read_safetensors", [('"little"', '"big"')],
+            "you read the header's length with the highest byte first; it is little-endian"),
+    Mistake("offset and length", "read_safetensors", [("8 + size + end", "8 + size + begin + end")],
+            "you take the second of data_offsets as a length; it is where the tensor ends"),
+    Mistake("bf16 as float16", "read_safetensors",
+            [('DTYPES[entry["dtype"]]', '(DTYPES | {"BF16": "<f2"})[entry["dtype"]]')],
+            "you read BF16 as NumPy's float16, another format; keep the bit patterns, uint16"),
+    Mistake("flat tensors", "read_safetensors", [('values.reshape(entry["shape"])', "values")],
+            "your arrays are flat; the header has a shape for each"),
+    Mistake("metadata as a tensor", "read_safetensors", [('    header.pop("__metadata__", None)\n', "")],
+            "the key __metadata__ of the header is not a tensor"),
+]
+
+# ---- Mistakes in the model, for break_it.py -------------------------------------------------------------------------
+
+WINDOW = 'window = c.sliding_window if c.layer_types[i] == "sliding_attention" else cache.limit'
+
+MODEL = [
+    Mistake("window one too long", "Model.attend", [("c.sliding_window if", "c.sliding_window + 1 if")],
+            "with a cache, attend cuts the keys to the window too: so the mistake is made where both see it"),
+    Mistake("window one too short", "Model.attend", [("c.sliding_window if", "c.sliding_window - 1 if")],
+            "a query sees one key less than it should in sliding layers"),
+    Mistake("no window", "Model.attend", [(WINDOW, "window = cache.limit")],
+            "the sliding layers see everything"),
+    Mistake("window on the wrong layers", "Model.attend", [('"sliding_attention"', '"full_attention"')],
+            "layers are counted from 0, and the even ones slide"),
+    Mistake("keys turned, queries not", "Model.attend", [("ops.attention(ops.rotate(q, cos, sin)", "ops.attention(q")],
+            "only the keys know where they stand"),
+    Mistake("values turned too", "Model.attend",
+            [("ops.rotate(k, cos, sin), v)", "ops.rotate(k, cos, sin), ops.rotate(v, cos, sin))")],
+            "a value has no position; only the match of query and key depends on it"),
+    Mistake("positions from 1", "Model.rope_tables",
+            [("np.arange(start, start + T", "np.arange(start + 1, start + T + 1")],
+            "all positions are one too high; scores depend on distances only"),
+    Mistake("positions restart", "Model.rope_tables", [("np.arange(start, start + T", "np.arange(0, T")],
+            "each call begins at position 0, so a token that is read with a cache always stands there"),
+    Mistake("experts beside attention", "Model.hidden",
+            [("x = x + self.attend(i, x, cos, sin, cache)\n            x = x + self.mlp(i, x)",
+              "x = x + self.attend(i, x, cos, sin, cache) + self.mlp(i, x)")],
+            "the experts read the stream before attention has written to it"),
+    Mistake("no last norm", "Model.__call__",
+            [("self.operations.rms_norm(x, self.norm, self.config.rms_norm_eps)", "x")],
+            "the stream goes to the unembedding as it is"),
+]
+
+MISTAKES = TEXT + STREAM + EXPERTS + END  # those that check.py names
