@@ -30,6 +30,9 @@ ALLOWED = {
     "torch/model.py", "torch/weights.py", "triton/model.py",  # files of github.com/openai/gpt-oss
     "tokenizer_config.json", "special_tokens_map.json",  # files of the Hub's models that the project does not read
     "settings.yml",  # SearXNG's
+    "adapter_config.json", "adapter_model.safetensors", "base_model.model.model.layers.N.",  # PEFT's adapters, and
+    "lora_alpha", "target_modules", "target_parameters",  # the keys of their configuration
+    "norm_topk_prob",  # a key of Qwen's
     "vpdpbusd", "vpmaddwd", "vpmaddubsw", "vpshufb", "vpmovsxbw", "sdot", "usdot", "tbl",  # machine instructions
     "transformers", "tiktoken", "vllm", "llvm",  # other people's programs
 }
