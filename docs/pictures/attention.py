@@ -28,10 +28,10 @@ def head_map(drawing, ids, layer, head, rows, columns, top, caption):
 @picture("attention")
 def attention_maps():
     drawing = Drawing(634, "Where two heads look while the model writes 12+30: 2+0=2 1+3",
-                      "Two maps of attention. Each row is a token that asks, each column a token that is looked at, and the "
-                      "last column is the sink. The first head, in layer 2, looks at a token just before, or gives all its "
-                      "weight to the sink: at 1, 3, 2 and 2. The second head, in layer 3, looks back at the question while the "
-                      "model copies it, each time at the token that has to be written next.")
+                      "Two maps of attention. Each row is a token that asks, each column a token that is looked at, "
+                      "and the last column is the sink. The first head, in layer 2, looks at a token just before, or "
+                      "gives all its weight to the sink: at 1, 3, 2 and 2. The second head, in layer 3, looks back at "
+                      "the question while the model copies it, each time at the token that has to be written next.")
     prompt, reply = conversation()
     ids, n = prompt + reply, len(prompt)
     thought = range(n + 3, n + 19)  # 12+30: 2+0=2 1+3
@@ -47,8 +47,9 @@ def attention_maps():
 def masks():
     c, T = model().config, 8
     drawing = Drawing(252, "Who sees whom: on a full layer, and on a sliding layer with a window of three",
-                      "Two triangles of eight queries by eight keys. On a full layer each query sees itself and all keys before. "
-                      "On a sliding layer with a window of three it sees itself and two keys before. Both have the sink.")
+                      "Two triangles of eight queries by eight keys. On a full layer each query sees itself and all "
+                      "keys before. On a sliding layer with a window of three it sees itself and two keys before. "
+                      "Both have the sink.")
     for left, caption, window in ((40, "full layer", T), (252, "sliding layer, W = 3", 3)):
         drawing.text(left, 26, caption, bold=True)
         for s in range(T):
@@ -58,7 +59,8 @@ def masks():
             drawing.text(left - 8, 66 + 18 * t, t, "dim", 11, "end")
             for s in range(T):
                 seen = s <= t and s > t - window
-                drawing.rect(left + 18 * s, 54 + 18 * t, 16, 16, "blue" if seen else "line", opacity=0.85 if seen else 0.25)
+                color, opacity = ("blue", 0.85) if seen else ("line", 0.25)
+                drawing.rect(left + 18 * s, 54 + 18 * t, 16, 16, color, opacity=opacity)
             drawing.rect(left + 18 * T + 6, 54 + 18 * t, 16, 16, "violet", opacity=0.85)
     drawing.text(40, 222, "Rows are queries, columns are keys.", "dim")
     drawing.text(40, 240, f"The small model has W = {c.sliding_window}, gpt-oss has W = 128.", "dim")
@@ -70,8 +72,8 @@ def grouped_queries():
     c = model().config
     H, G = c.num_attention_heads, c.num_key_value_heads
     drawing = Drawing(186, f"{H} query heads share {G} heads of keys and values",
-                      f"{H} boxes for query heads above {G} boxes for key and value heads. Query heads 0 and 1 use the first, 2 "
-                      "and 3 the second. Only keys and values are kept in the cache.")
+                      f"{H} boxes for query heads above {G} boxes for key and value heads. Query heads 0 and 1 use "
+                      "the first, 2 and 3 the second. Only keys and values are kept in the cache.")
     step = (WIDTH - 40) / H
     drawing.text(20, 26, "query heads: computed anew for each token", "dim")
     for h in range(H):

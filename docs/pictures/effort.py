@@ -28,9 +28,9 @@ def measured():
 def effort():
     rows = measured()
     drawing = Drawing(590, "Right answers by reasoning effort, measured in the small model and published for gpt-oss",
-                      "Above, the small model: right answers over tokens of thought, a line for each task. Sums, products and "
-                      "weekdays rise steeply, sorting and reversing do not. Below, the published figures of gpt-oss on AIME 2024 and "
-                      "GPQA Diamond rise from low to high effort.")
+                      "Above, the small model: right answers over tokens of thought, a line for each task. Sums, "
+                      "products and weekdays rise steeply, sorting and reversing do not. Below, the published figures "
+                      "of gpt-oss on AIME 2024 and GPQA Diamond rise from low to high effort.")
     left, width, top, height = 48, 320, 44, 210
     drawing.text(16, 24, "The small model, held-out problems", bold=True)
 
@@ -53,7 +53,8 @@ def effort():
             drawing.circle(x, y, 3.5 if task in shown else 2.5, color)
     for n, (task, (color, _)) in enumerate(shown.items()):
         x, y = place(*rows[task][-1])
-        drawing.text(left + width + 10, top + 14 + 20 * n, f"{task} tasks" if task == "all" else task, color, 12, bold=task == "all")
+        label, bold = ("all tasks", True) if task == "all" else (task, False)
+        drawing.text(left + width + 10, top + 14 + 20 * n, label, color, 12, bold=bold)
     drawing.text(left + width, top + height + 20, f"{longest:.0f}", "dim", 12, "middle")
     drawing.text(left, top + height + 20, "0", "dim", 12, "middle")
     drawing.text(left + width / 2, top + height + 20, "tokens of thought", "dim", 12, "middle")
@@ -63,7 +64,8 @@ def effort():
     frame(top)
     for (benchmark, figures), (color, thick) in zip(PUBLISHED.items(), (("orange", 3), ("orange", 1.5), ("blue", 3),
                                                                         ("blue", 1.5)), strict=True):
-        points = [(left + 20 + (width - 90) * n / 2, top + height * (1 - right / 100)) for n, right in enumerate(figures)]
+        points = [(left + 20 + (width - 90) * n / 2, top + height * (1 - right / 100))
+                  for n, right in enumerate(figures)]
         drawing.line(points, color, thick)
         for x, y in points:
             drawing.circle(x, y, 3.5, color)
@@ -81,17 +83,17 @@ def three_thoughts():
         rows.append((word, [(name(id), id in tokenizer().special_tokens.values()) for id in reply]))
     height = 40 + sum(44 + 20 * lines(row) for _, row in rows)
     drawing = Drawing(height, "The same question at low, medium and high effort, token by token",
-                      "Three replies of the small model to 23 times 41, a box for each token. At low effort there is only a "
-                      "final message, and it is wrong. At medium effort there is a thought. At high effort the thought is longest and "
-                      "ends with a check.")
+                      "Three replies of the small model to 23 times 41, a box for each token. At low effort there is "
+                      "only a final message, and it is wrong. At medium effort there is a thought. At high effort the "
+                      "thought is longest and ends with a check.")
     drawing.text(16, 26, f"{question}  a box is a token", bold=True)
     y = 44
     for word, row in rows:
         drawing.text(16, y + 14, f"Reasoning: {word}, {len(row)} tokens", "orange", bold=True)
         y += 22
         for text, x, line, special in boxes(row):
-            drawing.rect(x, y + 20 * line, wide(text), 17, "violet" if special else "blue", opacity=0.25 if special else 0.14,
-                         radius=3)
+            color, opacity = ("violet", 0.25) if special else ("blue", 0.14)
+            drawing.rect(x, y + 20 * line, wide(text), 17, color, opacity=opacity, radius=3)
             drawing.text(x + wide(text) / 2, y + 20 * line + 13, text, "ink", 11, "middle", mono=True)
         y += 20 * lines(row) + 22
     return drawing

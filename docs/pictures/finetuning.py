@@ -13,8 +13,9 @@ def adapter():
     layer, r = model().layers[0], 4
     out, into = layer.q_weight.shape
     drawing = Drawing(300, "An adapter: two thin matrices beside a large one that stays as it is",
-                      f"The input x goes two ways. One is the frozen matrix W of {out} by {into}. The other is a thin matrix A of {r} by {into}, "
-                      f"then a thin matrix B of {out} by {r}, then a factor alpha over r. Both results are added.")
+                      f"The input x goes two ways. One is the frozen matrix W of {out} by {into}. The other is a thin "
+                      f"matrix A of {r} by {into}, then a thin matrix B of {out} by {r}, then a factor alpha over r. "
+                      "Both results are added.")
     drawing.text(16, 26, "A low-rank adapter (LoRA) on the query projection", bold=True)
     scale = 0.85
     wide, tall, thin = into * scale, out * scale, 14
@@ -57,8 +58,8 @@ def survival(update_sizes):
 @picture("requantized")
 def requantized():
     drawing = Drawing(280, "How many weights change when a small update is rounded to MXFP4 again",
-                      "The share of weights that change at all, over the size of an update relative to the weights. Below one hundredth, hardly "
-                      "a weight changes. At a tenth, a fifth of them do.")
+                      "The share of weights that change at all, over the size of an update relative to the weights. "
+                      "Below one hundredth, hardly a weight changes. At a tenth, a fifth of them do.")
     left, top, width, height = 52, 44, 372, 180
     drawing.text(16, 26, "Weights that change when an update is packed again", bold=True)
     for share in (0, 0.5, 1):
@@ -71,5 +72,5 @@ def requantized():
     for mark in (0.01, 0.03, 0.1, 0.3, 1):
         drawing.text(x_of(mark), top + height + 18, f"{mark:.0%}", "dim", 12, "middle")
     drawing.line([(x_of(size), top + height * (1 - changed)) for size, _, changed in survival(sizes)], "green", 2.5)
-    drawing.text(left + width / 2, top + height + 38, "size of the update, relative to the weights", "dim", 12, "middle")
+    drawing.text(left + width / 2, top + height + 38, "size of the update relative to the weights", "dim", 12, "middle")
     return drawing

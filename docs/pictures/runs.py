@@ -39,7 +39,7 @@ def name(id):
 
 
 def attention_weights(ids):
-    """What each head looks at while `ids` are read: a list of float32 [H, T, T + 1], one for each layer, the sink last."""
+    """What each head looks at while `ids` are read: for each layer a float32 [H, T, T + 1], the sink last."""
     seen = []
 
     class Watching:

@@ -1,4 +1,4 @@
-"""Pictures of chapter 14: a packed row and what is learned of it, the course of a training, and what Muon does to a matrix."""
+"""Pictures of chapter 14: a packed row and what is learned of it, the course of a training, and Muon."""
 
 import itertools
 import json
@@ -24,9 +24,9 @@ def training_row():
     group = groups[first]
     ids = [n for n in range(len(tokens)) if groups[n] == group][:78]
     drawing = Drawing(356, "A row of training: one system message, several conversations, padding, and what is learned",
-                      f"A bar of 640 tokens: a system message of {groups.count(0)}, then {max(groups)} conversations, then padding. A "
-                      "second bar marks the tokens on which a loss is taken: what the assistant says. Below, the beginning of one "
-                      "conversation token by token, with the learned ones marked.")
+                      f"A bar of 640 tokens: a system message of {groups.count(0)}, then {max(groups)} conversations, "
+                      "then padding. A second bar marks the tokens on which a loss is taken: what the assistant "
+                      "says. Below, the beginning of one conversation token by token, with the learned ones marked.")
     left, width = 16, 428
     drawing.text(left, 26, "One row of 640 tokens", bold=True)
     def x_of(n):
@@ -66,9 +66,10 @@ def training_curve():
     held_out = [(line["tokens"] / 1e6, line["held_out"]) for line in lines if "held_out" in line]
     end = losses[-1][0]
     drawing = Drawing(460, "The loss falls while training goes on, and held-out problems are solved, effort by effort",
-                      f"Above, the loss of the assistant's tokens over {end:.0f} million tokens, on a logarithmic scale, from "
-                      f"{losses[0][1]:.1f} to {losses[-1][1]:.2f}. Below, the share of held-out problems whose every token is the "
-                      "likeliest: high and medium effort rise to nearly all, low effort to about a half.")
+                      f"Above, the loss of the assistant's tokens over {end:.0f} million tokens, on a logarithmic "
+                      f"scale, from {losses[0][1]:.1f} to {losses[-1][1]:.2f}. Below, the share of held-out problems "
+                      "whose every token is the likeliest: high and medium effort rise to nearly all, low effort to "
+                      "about a half.")
     left, width, height = 56, 380, 150
     def x_of(millions):
         return left + width * millions / end
@@ -110,9 +111,9 @@ def newton_schulz(x, steps):
 @picture("muon")
 def muon():
     drawing = Drawing(282, "What Muon does to the singular values of an update",
-                      "Curves of the singular value after one, three and five Newton-Schulz steps, over the singular value before, on a "
-                      "logarithmic scale from 0.001 to 1. The more steps, the smaller the values that are brought near 1: after five "
-                      "steps, those from about 0.005 up.")
+                      "Curves of the singular value after one, three and five Newton-Schulz steps, over the singular "
+                      "value before, on a logarithmic scale from 0.001 to 1. The more steps, the smaller the values "
+                      "that are brought near 1: after five steps, those from about 0.005 up.")
     left, top, width, height = 48, 44, 330, 190
     drawing.text(16, 26, "Singular values before and after", bold=True)
     for value in (0, 0.5, 1):
@@ -124,10 +125,12 @@ def muon():
     for value in (0.001, 0.01, 0.1, 1):
         drawing.text(x_of(value), top + height + 18, value, "dim", 12, "middle")
     before = np.geomspace(0.001, 1, 201)
-    shown = {0: ("none", "dim", 1), 1: ("1 step", "green", 1.5), 3: ("3 steps", "blue", 1.5), 5: ("5 steps", "orange", 2.5)}
+    shown = {0: ("none", "dim", 1), 1: ("1 step", "green", 1.5), 3: ("3 steps", "blue", 1.5),
+             5: ("5 steps", "orange", 2.5)}
     for n, (steps, (label, color, thick)) in enumerate(shown.items()):
         after = newton_schulz(before, steps)
-        drawing.line([(x_of(a), top + height * (1 - b / 1.25)) for a, b in zip(before, after, strict=True)], color, thick)
+        points = [(x_of(a), top + height * (1 - b / 1.25)) for a, b in zip(before, after, strict=True)]
+        drawing.line(points, color, thick)
         drawing.text(left + width + 10, top + 104 - 20 * n, label, color, 12, bold=steps > 0)
     drawing.text(left + width / 2, top + height + 38, "before, divided by the norm of all", "dim", 12, "middle")
     return drawing
