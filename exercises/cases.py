@@ -74,7 +74,7 @@ def recorded():
 
 def bpe_cases(rng):
     few = {bytes([byte]): byte for byte in range(256)}
-    few |= {token: 256 + i for i, token in enumerate(b"ab cd abcd aabcd bc aa abc aab".split())}
+    few |= {token: 256 + i for i, token in enumerate(b"ab cd abcd aabcd bc aa abc".split())}
     yield from ((f"the piece {piece}, the tokens {[*few][256:]}", piece, few)
                 for piece in (b"aabca", b"aabcd", b"aaa", b"abab", b"x", b""))
     pieces = {bytes(rng.choice([*b"abc"], 9).tolist()): 1 for _ in range(30)}

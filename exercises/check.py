@@ -255,7 +255,7 @@ def check(name, function, file):
             found = difference(name, expected, done.value, speller(name, args))
         if found:
             mistake = None if isinstance(done.error, TooLong) else known(name, function, args)
-            return Verdict("wrong", (f"input: {what}", found, *([sentence(mistake)] if mistake else [])))
+            return Verdict("wrong", (f"input: {what}", found, *([mistakes.sentence(mistake)] if mistake else [])))
         changed = [label for label, a, b in zip(inspect.signature(right).parameters, args, given, strict=False)
                    if not equal(a, b)]
         if changed:
@@ -264,10 +264,6 @@ def check(name, function, file):
     if function is right and function.__module__ in ("gptoss", "checkpoint"):
         return Verdict(f"right, but it is that of {function.__module__}.py")
     return Verdict("right")
-
-
-def sentence(mistake):
-    return mistake.sentence[0].upper() + mistake.sentence[1:] + "."
 
 
 def known(name, function, failed):

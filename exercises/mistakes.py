@@ -45,7 +45,11 @@ def diff(mistake):
     """The lines that a mistake takes away and those that it puts in their place."""
     before, after = inspect.getsource(original(mistake)).splitlines(), edited(mistake).splitlines()
     lines = list(difflib.unified_diff(before, after, n=0, lineterm=""))[2:]
-    return "\n".join(f"{line[0]} {line[1:].strip()}" for line in lines if not line.startswith("@@"))
+    return "\n".join(f"{line[0]} {line[1:].split('  # ')[0].strip()}" for line in lines if not line.startswith("@@"))
+
+
+def sentence(mistake):
+    return mistake.sentence[0].upper() + mistake.sentence[1:] + "."
 
 
 def fresh(module, old="", new=""):
@@ -378,35 +382,31 @@ END = [
 ]
 
 # ---- Mistakes in the model, for break_it.py -------------------------------------------------------------------------
+# The window is mistaken in Model.attend: with a cache it takes no more keys than the window, whatever attention does.
 
 WINDOW = 'window = c.sliding_window if c.layer_types[i] == "sliding_attention" else cache.limit'
 
 MODEL = [
     Mistake("window one too long", "Model.attend", [("c.sliding_window if", "c.sliding_window + 1 if")],
-            "with a cache, attend cuts the keys to the window too: so the mistake is made where both see it"),
+            "your sliding layers see one key too many"),
     Mistake("window one too short", "Model.attend", [("c.sliding_window if", "c.sliding_window - 1 if")],
-            "a query sees one key less than it should in sliding layers"),
+            "your sliding layers see one key too few"),
     Mistake("no window", "Model.attend", [(WINDOW, "window = cache.limit")],
-            "the sliding layers see everything"),
-    Mistake("window on the wrong layers", "Model.attend", [('"sliding_attention"', '"full_attention"')],
-            "layers are counted from 0, and the even ones slide"),
+            "your sliding layers see everything before them"),
     Mistake("keys turned, queries not", "Model.attend", [("ops.attention(ops.rotate(q, cos, sin)", "ops.attention(q")],
-            "only the keys know where they stand"),
-    Mistake("values turned too", "Model.attend",
-            [("ops.rotate(k, cos, sin), v)", "ops.rotate(k, cos, sin), ops.rotate(v, cos, sin))")],
-            "a value has no position; only the match of query and key depends on it"),
+            "you turn the keys but not the queries, so scores depend on where a key stands, not on its distance"),
     Mistake("positions from 1", "Model.rope_tables",
             [("np.arange(start, start + T", "np.arange(start + 1, start + T + 1")],
-            "all positions are one too high; scores depend on distances only"),
+            "your positions are all one too high; scores depend on distances only"),
     Mistake("positions restart", "Model.rope_tables", [("np.arange(start, start + T", "np.arange(0, T")],
-            "each call begins at position 0, so a token that is read with a cache always stands there"),
+            "every call of your model begins at position 0, whatever the cache holds"),
     Mistake("experts beside attention", "Model.hidden",
             [("x = x + self.attend(i, x, cos, sin, cache)\n            x = x + self.mlp(i, x)",
               "x = x + self.attend(i, x, cos, sin, cache) + self.mlp(i, x)")],
-            "the experts read the stream before attention has written to it"),
+            "your experts read the stream before attention has added to it"),
     Mistake("no last norm", "Model.__call__",
             [("self.operations.rms_norm(x, self.norm, self.config.rms_norm_eps)", "x")],
-            "the stream goes to the unembedding as it is"),
+            "you leave out the norm before the unembedding"),
 ]
 
 MISTAKES = TEXT + STREAM + EXPERTS + END  # those that check.py names
