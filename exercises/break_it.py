@@ -62,8 +62,21 @@ def build(mistake=None):
     if mistake is None:
         return gptoss.load(NANO)
     engine, touched = mistakes.broken(mistake), mistakes.touched(mistake)
+    engine.dequantize = remembered(engine.dequantize)
     operations = {name: getattr(engine if name in touched else kernels, name) for name in gptoss.OPERATIONS}
     return engine.load(NANO, backend=SimpleNamespace(**operations))
+
+
+def remembered(dequantize):
+    """Unpacks each expert once: its weights do not change, and NumPy would spend most of the time on them."""
+    unpacked = {}
+
+    def call(weight):
+        where = weight.blocks.ctypes.data
+        if where not in unpacked:
+            unpacked[where] = dequantize(weight)
+        return unpacked[where]
+    return call
 
 
 @cache

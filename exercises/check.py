@@ -18,6 +18,7 @@ import linecache
 import sys
 import threading
 import traceback
+from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
 from types import ModuleType
@@ -266,11 +267,14 @@ def check(name, function, file):
     return Verdict("right")
 
 
+broken = cache(mistakes.broken)
+
+
 def known(name, function, failed):
     """The known mistake that gives what `function` gives on the case that failed, or None; of several, the one that
     does so on most cases. A mistake in what the exercise calls counts."""
     def same(mistake, args):
-        found, other = limited(function, *copied(args)), limited(getattr(mistakes.broken(mistake), name), *copied(args))
+        found, other = limited(function, *copied(args)), limited(getattr(broken(mistake), name), *copied(args))
         if found.error is not None or other.error is not None:
             return None not in (found.error, other.error) and said(found.error) == said(other.error)
         return difference(name, other.value, found.value) is None

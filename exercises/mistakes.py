@@ -8,7 +8,6 @@ import difflib
 import inspect
 import sys
 from dataclasses import dataclass
-from functools import cache
 from operator import attrgetter
 from types import ModuleType
 
@@ -60,7 +59,6 @@ def fresh(module, old="", new=""):
     return copy
 
 
-@cache
 def broken(mistake):
     """A copy of gptoss.py, with the other functions of solutions.py, in which the mistake is made."""
     function = original(mistake)
