@@ -156,8 +156,9 @@ def difference(name, expected, found, spell=repr):
         triples = [("result", expected, found)]
     for label, e, f in triples:
         if isinstance(e, np.ndarray):
-            whole = e.dtype.kind == "i"  # of whole numbers any will do
-            fits = isinstance(f, np.ndarray) and (f.dtype.kind in "iu" if whole else f.dtype == e.dtype)
+            whole = e.dtype.kind == "i"  # of whole numbers any will do, and of computed ones any floating-point numbers
+            loose = "iu" if whole else "f" if e.dtype.kind == "f" and name not in EXACT else ""
+            fits = isinstance(f, np.ndarray) and (f.dtype.kind in loose if loose else f.dtype == e.dtype)
             if not fits or f.shape != e.shape:
                 wanted = f"an array of whole numbers {[*e.shape]}" if whole else kind(e)
                 return f"{label}: expected {wanted}, found {kind(f)}"

@@ -123,8 +123,8 @@ def test_a_mistake_is_named_where_it_comes_through(mistake):
      ["result: expected an array float32 [3, 10], found None (is there a return?)"]),
     ("rms_norm", "def rms_norm(x, weight, eps):\n    return x[:2]",
      ["result: expected an array float32 [3, 10], found an array float32 [2, 10]"]),
-    ("rms_norm", "def rms_norm(x, weight, eps):\n    return x.astype(float)",
-     ["result: expected an array float32 [3, 10], found an array float64 [3, 10]"]),
+    ("rms_norm", "def rms_norm(x, weight, eps):\n    return x.astype(int)",
+     ["result: expected an array float32 [3, 10], found an array int64 [3, 10]"]),
     ("rms_norm", "def rms_norm(x, weight, eps):\n    y = right(x, weight, eps)\n    y[1, 7] = 5\n    return y",
      ["result[1, 7]: expected ", "found 5 (1 of 30 differ)"]),
     ("rms_norm", "def rms_norm(x, weight, eps):\n    y = right(x, weight, eps)\n    weight *= 2\n    return y",
@@ -165,6 +165,12 @@ def test_what_is_wrong_is_said(mine, capsys, name, text, details):
     assert status == 1 and said.err == "" and f"{name}: wrong\n" in said.out and f"\n{name} is wrong.\n" in said.out
     for detail in details:
         assert detail in said.out
+
+
+def test_more_precision_is_no_mistake(mine, capsys):
+    status, said = mine("from gptoss import rms_norm as right\n\ndef rms_norm(x, weight, eps):\n"
+                        "    return right(x.astype(float), weight, eps)\n", "rms_norm", capsys=capsys)
+    assert status == 0 and "rms_norm: right\n" in said.out
 
 
 def test_what_does_not_matter(mine, capsys):
