@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import runpy
 import subprocess
 import sys
 
@@ -31,6 +32,25 @@ def test_no_page_with_markers_is_left_out():
     marked = {str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("[!.]*/*.md")]
               if MARKED.search(path.read_text(encoding="utf-8"))}
     assert marked <= set(PAGES)
+
+
+# ---- Pictures -------------------------------------------------------------------------------------------------------
+
+def test_pictures_are_what_a_run_draws():
+    done = subprocess.run([sys.executable, "docs/pictures", "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("old", "new", "same"), [
+    ('<circle cx="10.2"/>', '<circle cx="10.25"/>', True),
+    ('<circle cx="10.2"/>', '<circle cx="10.4"/>', False),
+    ('<circle class="blue"/>', '<circle class="green"/>', False),
+    ("<text>0.18</text>", "<text>0.19</text>", True),  # another processor's last digit
+    ("<text>0.18</text>", "<text>0.21</text>", False),
+    ("<text>12</text>", "<text>13</text>", False),
+])
+def test_a_picture_that_is_out_of_date_is_found(old, new, same):
+    assert runpy.run_path(str(ROOT / "docs" / "pictures" / "__main__.py"))["same"](old, new) == same
 
 
 # ---- What is filled -------------------------------------------------------------------------------------------------
