@@ -22,8 +22,8 @@ NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
 def slack(number, in_a_tag):
-    """How far another run's number may be from this one, as text. Another processor may sum in another order. So a place
-    may be the next tenth of a pixel, and in a label the last digit may be the next one."""
+    """How far another run's number may be from this one, a text. Another processor may sum in another order: a place
+    may come to the next tenth of a pixel, and the last digit of a label to the next one."""
     return 0.101 if in_a_tag else 1.01 * 10.0 ** -len(number.partition(".")[2]) if "." in number else 0
 
 
