@@ -12,7 +12,6 @@
 
 const EFFORTS = ["low", "medium", "high"];
 const STOPS = ["<|end|>", "<|return|>", "<|call|>"]; // of a message
-const ENDS = ["<|return|>", "<|endoftext|>", "<|call|>"]; // of a reply
 
 /* The ids that ask a question. date: as "2026-11-24". */
 function render(question, effort, date, tokenizer) {
@@ -63,8 +62,8 @@ class Structure {
 }
 
 /* What a trace says of its model. */
-function describeModel(config, name) {
-  return { name, layers: config.num_hidden_layers, heads: config.num_attention_heads,
+function describeModel(config) {
+  return { name: config.name, layers: config.num_hidden_layers, heads: config.num_attention_heads,
     kv_heads: config.num_key_value_heads, experts: config.num_local_experts, chosen: config.num_experts_per_tok,
     window: config.sliding_window, layer_types: config.layer_types, vocab_size: config.vocab_size };
 }
@@ -83,7 +82,7 @@ function describeChanges(changes) {
 
 /* A run, step by step: yields the same trace again and again, longer by a token each time. */
 function* think(model, tokenizer, { question, effort, date = today(), maxTokens = 600 }) {
-  const trace = { format: 1, question, effort, model: describeModel(model.config, "nano"),
+  const trace = { format: 1, question, effort, model: describeModel(model.config),
     changes: describeChanges(model.changes), tokens: [] };
   const text = (id) => tokenizer.decode([id]);
   const named = (best) => best.map(([id, p]) => [id, text(id), p]);
@@ -92,8 +91,7 @@ function* think(model, tokenizer, { question, effort, date = today(), maxTokens 
     token.best &&= named(token.best);
     for (const layer of token.layers ?? []) layer.lens = named(layer.lens);
   };
-  const ends = ENDS.map((name) => tokenizer.special[name]);
-  for (const token of generate(model, render(question, effort, date, tokenizer), maxTokens, ends)) {
+  for (const token of generate(model, render(question, effort, date, tokenizer), maxTokens)) {
     if (trace.tokens.length) finish(trace.tokens.at(-1));
     token.text = text(token.id);
     token.special = tokenizer.names.has(token.id);

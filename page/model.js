@@ -278,6 +278,7 @@ class Model {
     this.config = config;
     this.weights = weights;
     this.changes = changes;
+    this.stop = [config.eos_token_id].flat(); // ids that end a reply
     this.shape = { H: config.num_attention_heads, G: config.num_key_value_heads, D: config.head_dim };
     [this.frequencies, this.factor] = ropeFrequencies(changes.noYarn ? { ...config, rope_scaling: null } : config);
   }
@@ -353,15 +354,15 @@ function threeBest(p) {
   return best;
 }
 
-/* Yields the tokens of prompt and reply in order, the likeliest always (temperature 0), until one of `stop`: objects
+/* Yields the tokens of prompt and reply in order, the likeliest always (temperature 0), a stop token last: objects
    {id, given, probability, layers, best}. What the model makes of a token is filled in when the generator goes on to
    the next: `layers`, and `best`, what it thinks will come after it. (The last token is never read.) */
-function* generate(model, prompt, maxTokens, stop, cache = new KVCache(model)) {
+function* generate(model, prompt, maxTokens, cache = new KVCache(model)) {
   let p = null, id = prompt[0];
   for (let n = 0; n < prompt.length + maxTokens; n++) {
     const token = { id, given: n < prompt.length, probability: p && p[id], layers: null, best: null };
     yield token;
-    if ((!token.given && stop.includes(id)) || n + 1 === prompt.length + maxTokens) return;
+    if ((!token.given && model.stop.includes(id)) || n + 1 === prompt.length + maxTokens) return;
     if (cache.length === model.config.max_position_embeddings) return;
     const layers = [];
     const logits = model.read(id, cache, (layer, lens) => layers.push({ ...layer, lens: threeBest(softmax(lens)) }));

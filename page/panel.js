@@ -108,7 +108,7 @@ class Panel {
         this.heads(layer, i),
         this.experts(layer),
         h("p", { class: "lens" }, layer.lens.map(([, text, p]) =>
-          h("span", { style: `--p: ${Math.max(0.45, Math.sqrt(p)).toFixed(2)}` }, visible(text), h("small", {}, percent(p))))))));
+          h("span", { style: `--p: ${Math.max(0.6, Math.sqrt(p)).toFixed(2)}` }, visible(text), h("small", {}, percent(p))))))));
   }
 
   windowOf() {

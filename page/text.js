@@ -55,9 +55,6 @@ class Column {
   catchUp(trace) {
     this.trace = trace;
     while (this.spans.length < trace.tokens.length) this.draw(this.spans.length, trace.tokens[this.spans.length]);
-    const last = this.spans.length - 1, { role, channel } = trace.tokens[last];
-    this.block.className = `message ${role ?? ""} ${channel ?? ""}`; // known once the header is
-    this.block.setAttribute("aria-label", [role, channel].filter(Boolean).join(", "));
   }
 
   draw(t, token) {
@@ -66,6 +63,9 @@ class Column {
       this.block = h("div", { role: "group" }, this.head, this.body);
       this.text.append(this.block);
     }
+    this.block.classList.add("message", ...[token.role, token.channel].filter(Boolean)); // known once the header is
+    this.block.setAttribute("aria-label", [token.role, token.channel].filter(Boolean).join(", "));
+    if (token.part === "content" && token.role === "system" && !this.fold) this.addFold();
     const { text } = token, end = token.special ? "" : text.replace(/[^\n]/g, "").length;
     const shown = token.special ? visible(text).slice(1, -1) : text.replaceAll("\n", "↵");
     const unsure = token.given || token.probability === null ? 0 : 1 - token.probability;
@@ -78,9 +78,33 @@ class Column {
     (token.part === "header" || token.text === "<|message|>" ? this.head : this.body).append(span, ...(end ? [h("br")] : []));
   }
 
+  /* The system message is long and always the same: it is folded into a line, until somebody looks into it. */
+  addFold() {
+    const block = this.block;
+    this.fold = h("button", { type: "button", class: "fold-text", tabindex: -1, onclick: () => {
+      block.classList.toggle("folded");
+      this.chosen === undefined || this.shade(...this.shaded);
+    } });
+    block.classList.add("folded");
+    this.folded = { block, from: this.spans.length, share: null };
+    this.head.append(this.fold);
+    this.sayFold(null);
+  }
+
+  sayFold(seen) {
+    const { block, from } = this.folded, shut = block.classList.contains("folded");
+    const to = from + block.querySelectorAll(".body .token").length;
+    const share = seen ? seen.weights.reduce((sum, p, s) => sum + (seen.first + s >= from && seen.first + s < to ? p : 0), 0) : 0;
+    this.fold.setAttribute("aria-expanded", String(!shut));
+    this.fold.textContent = shut ? `unfold${share > 0.005 ? `: ${percent(share)} of the attention is in here` : ""}` : "fold";
+  }
+
   /* Marks token t, and shades what this head looked at when it was read. */
   shade(t, layer, head) {
     const seen = this.trace.tokens[t]?.layers?.[layer]?.heads[head];
+    if (t !== null && t !== this.shaded?.[0] && this.spans[t].closest(".message.folded .body")) this.folded.block.classList.remove("folded");
+    this.shaded = [t, layer, head];
+    if (this.fold) this.sayFold(seen);
     this.spans.forEach((span, s) => {
       const p = seen && s <= t ? seen.weights[s - seen.first] ?? null : null;
       if (p > 0.005) span.style.setProperty("--seen", Math.sqrt(p).toFixed(3));

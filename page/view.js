@@ -59,7 +59,7 @@ async function start(question, effort, changes, keepBeside = null) {
   }
   const written = run.trace.tokens.filter((token) => !token.given).length;
   if (!ended) run.note = "stopped";
-  else if (!ENDS.includes(run.trace.tokens.at(-1).text)) run.note = `stopped after ${written} tokens`;
+  else if (!state.config.eos_token_id.includes(run.trace.tokens.at(-1).id)) run.note = `stopped after ${written} tokens`;
   state.running = null;
   finished(run);
   return run;
@@ -106,16 +106,21 @@ function ask() {
   const question = $("question").value.trim(), effort = document.querySelector("[name=effort]:checked").value;
   if (!question) return;
   afterwards(async () => {
-    const mine = state.waiting, changes = changesWanted();
-    const same = (run) => run.question === question && run.effort === effort && !run.note;
-    const changed = describeChanges(changes).length > 0;
-    let intact = state.runs.find((run) => same(run) && !describeChanges(run.changes).length);
-    if (!intact || !changed) {
-      state.runs = state.runs.filter((run) => run !== intact); // the same question again takes its place
-      intact = await start(question, effort, {});
+    const mine = state.waiting, changes = changesWanted(), known = find(question, effort, {});
+    if (!describeChanges(changes).length) {
+      state.runs = state.runs.filter((run) => run !== known); // the same question again takes its place
+      await start(question, effort, {});
+      return;
     }
-    if (changed && state.waiting === mine && !intact.note) await start(question, effort, changes, intact);
+    const intact = known ?? await start(question, effort, {});
+    if (state.waiting === mine && !intact.note) await start(question, effort, changes, intact);
   });
+}
+
+/* A run like this that is there already. (It would be the same again: the likeliest token is not drawn by chance.) */
+function find(question, effort, changes) {
+  const like = (run) => [run.question, run.effort, ...describeChanges(run.changes)].join("\n");
+  return state.runs.find((run) => like(run) === like({ question, effort, changes }) && !run.note);
 }
 
 /* The question at low effort and at high effort, side by side. */
@@ -124,8 +129,10 @@ function askBoth() {
   if (!question) return;
   afterwards(async () => {
     const mine = state.waiting, changes = changesWanted();
-    const low = await start(question, "low", changes);
-    if (state.waiting === mine) await start(question, "high", changes, low);
+    const low = find(question, "low", changes) ?? await start(question, "low", changes);
+    const high = find(question, "high", changes);
+    if (high) display([low, high]);
+    else if (state.waiting === mine && !low.note) await start(question, "high", changes, low);
   });
 }
 
@@ -226,12 +233,13 @@ function heading(run) {
 
 /* The runs so far, to show one again, or to put one beside another. */
 function runButtons() {
+  const several = new Set(state.runs.map((run) => run.question)).size > 1;
   $("runs").hidden = state.runs.length < 2;
   $("runs").replaceChildren(...state.runs.map((run) => {
     const shown = state.shown.includes(run), beside = shown || state.shown.length !== 1;
     return h("span", { class: "pill" },
       h("button", { type: "button", "aria-pressed": String(shown), onclick: () => display([run]) },
-        h("small", {}, run.question), h("br"), nameOf(run)),
+        several && [h("small", {}, run.question), h("br")], nameOf(run)),
       h("button", { type: "button", disabled: beside, title: "beside the one that is shown",
         "aria-label": `${nameOf(run)}: beside the one that is shown`,
         onclick: () => display([state.shown[0], run]) }, "◫"));
@@ -257,7 +265,7 @@ function verdict() {
   state.shown.forEach((run, n) => run.column.spans.forEach((span, t) => span.classList.toggle("parted",
     parted >= 0 && t === run.trace.tokens.length - reply(run).length + parted)));
   $("verdict").append(h("b", {}, nameOf(b)), first === second ? ": the same answer, " : ": another answer, ", quoted(second),
-    first === second ? ". " : [", where ", h("b", {}, nameOf(a)), " has ", quoted(first), ". "],
+    ...(first === second ? [". "] : [", where ", h("b", {}, nameOf(a)), " has ", quoted(first), ". "]),
     parted < 0 ? "Not one token differs." :
       `The replies part at token ${parted + 1}: ${[a, b].map((run) => visible(reply(run)[parted]?.text ?? "the end")).join(" and ")}.`);
 }
@@ -294,7 +302,10 @@ function offer() {
   $("ask").addEventListener("submit", (event) => {
     event.preventDefault();
     if (state.running) [state.stopping, state.waiting] = [true, null];
-    else ask();
+    else {
+      state.following = true; // the text is kept in sight until the reader scrolls
+      ask();
+    }
   });
   $("both").addEventListener("click", askBoth);
   for (const radio of document.querySelectorAll("[name=effort]")) radio.addEventListener("change", ask);
@@ -322,8 +333,9 @@ function begin() {
     display([run]);
     return;
   }
-  Object.assign(state, { config: checkpoint.config, weights: loadWeights(checkpoint),
-    tokenizer: new Tokenizer(checkpoint.tokenizer) });
+  const stop = [checkpoint.generation_config?.eos_token_id ?? checkpoint.config.eos_token_id].flat();
+  Object.assign(state, { config: { ...checkpoint.config, name: checkpoint.name, eos_token_id: stop },
+    weights: loadWeights(checkpoint), tokenizer: new Tokenizer(checkpoint.tokenizer) });
   const size = atob(checkpoint.weights).length / 1e6;
   $("about").textContent = `A reasoning model of ${size.toFixed(1)} MB is in this page, and it runs on your machine: ` +
     "nothing is sent anywhere. Ask it about numbers, letters or weekdays, and look into every token.";
