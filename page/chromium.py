@@ -4,8 +4,8 @@
         browser.open(path, width=390, height=844)
         browser.evaluate("document.title")
 
-It speaks through a pipe, messages of JSON that end in a zero byte: no port, no library. Debian: apt-get install chromium.
-Protocol: https://chromedevtools.github.io/devtools-protocol/
+It speaks through a pipe, messages of JSON that end in a zero byte: no port, no library. On Debian, apt-get install
+chromium. Protocol: https://chromedevtools.github.io/devtools-protocol/
 """
 
 import base64
@@ -29,7 +29,7 @@ class ChromiumError(RuntimeError):
 
 
 class Chromium:
-    """One browser with one page. `requests`: the addresses that it asked for since `open`. `errors`: what went wrong."""
+    """One browser with one page. Since `open`: `requests`, the addresses that it asked for; `errors`, what went wrong."""
 
     session = None  # of the page, once there is one
 
