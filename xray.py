@@ -47,7 +47,7 @@ ROWS = 32  # streams that go through the unembedding at once: of a large vocabul
 LEAST, HEADS = 3, 4  # shown in detail: so many of the least sure tokens, and of a layer so many heads
 LARGEST = 2_500_000  # bytes of a checkpoint that goes into a page
 PAGE = Path(__file__).resolve().parent / "page"
-STREAM, ATTENTION, EXPERTS, SINK = "dark_orange", "dodger_blue1", "green", "magenta"  # the colors of the course's pictures
+STREAM, ATTENTION, EXPERTS, SINK = "dark_orange", "dodger_blue1", "green", "magenta"  # as in the course's pictures
 
 
 # ---- Watching -------------------------------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ class Recorder(gptoss.Model):
                 log_p -= log_p.max()
                 log_p -= math.log(np.exp(log_p).sum())
                 best = np.argpartition(-log_p, BEST)[:BEST]
-                best = best[np.lexsort((best, -log_p[best]))]  # of equal ones the first, as argmax has it
+                best = best[np.argsort(-log_p[best], kind="stable")]
                 yield log_p, [(int(id), math.exp(log_p[id])) for id in best]
 
     def heads_of(self, i, t, start):

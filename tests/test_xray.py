@@ -213,15 +213,24 @@ def test_the_terminal_shows_each_token_on_a_line(trace, width):
     assert any(line.startswith(f"Token {least[0]} ") for line in lines)
 
 
-def test_the_details_of_one_token(trace):
-    lines = shown(trace, 80, token=90)
-    [at] = [at for at, line in enumerate(lines) if line.startswith("Token ")]
-    assert lines[at].startswith("Token 90 ") and "while token 89 " in lines[at]
-    head = trace["tokens"][89]["layers"][1]["heads"][2]
-    most = int(np.argmax(head["weights"]))
-    row = [line for line in lines[at:] if line.startswith("  head 2")][1]
-    assert f"sink {head['sink']:4.0%}" in row and f" {head['first'] + most} " in row
-    assert f"{head['weights'][most]:.0%}" in row
+def test_the_details_of_one_token(trace, random_checkpoint):
+    """Of the bundled model all four heads of each layer, of the random one those four of six that look most."""
+    six = xray.run(recorder(random_checkpoint), load_tokenizer(random_checkpoint), "Why?", max_tokens=2, day=DAY)
+    for run in trace, six:
+        lines = shown(run, 80, token=90)
+        [at] = [at for at, line in enumerate(lines) if line.startswith("Token ")]
+        assert lines[at].startswith("Token 90 ") and "while token 89 " in lines[at]
+        rows = iter([line for line in lines[at:] if line.startswith("  head ")])
+        for layer in run["tokens"][89]["layers"]:
+            strongest = sorted(layer["heads"], key=lambda head: -head["weights"].max())[:4]
+            for h, head in enumerate(layer["heads"]):
+                if any(head is other for other in strongest):
+                    most = int(head["weights"].argmax())
+                    name = run["tokens"][head["first"] + most]["text"][:2].strip()
+                    row, p = next(rows), f"{head['weights'][most]:.0%}"
+                    looks = rf"  head {h} +sink +{head['sink']:.0%} +{head['first'] + most} .*{p}"
+                    assert re.match(looks, row) and (name in row or not name.isprintable())
+        assert next(rows, None) is None
 
 
 def test_bars_are_as_wide_as_they_say():
