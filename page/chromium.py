@@ -29,7 +29,7 @@ class ChromiumError(RuntimeError):
 
 
 class Chromium:
-    """One browser with one page. Since `open`: `requests`, the addresses that it asked for; `errors`, what went wrong."""
+    """One browser with one page. `requests`: the addresses it asked for since `open`; `errors`: what went wrong."""
 
     session = None  # of the page, once there is one
 

@@ -81,29 +81,31 @@ class Column {
   /* The system message is long and always the same: it is folded into a line, until somebody looks into it. */
   addFold() {
     const block = this.block;
-    this.fold = h("button", { type: "button", class: "fold-text", tabindex: -1, onclick: () => {
+    this.fold = h("button", { type: "button", class: "fold-text", onclick: () => {
       block.classList.toggle("folded");
-      this.chosen === undefined || this.shade(...this.shaded);
+      this.sayFold(this.seen);
     } });
     block.classList.add("folded");
-    this.folded = { block, from: this.spans.length, share: null };
-    this.head.append(this.fold);
+    this.folded = { block, from: this.spans.length };
+    this.element.querySelector("header").append(this.fold);
     this.sayFold(null);
   }
 
   sayFold(seen) {
     const { block, from } = this.folded, shut = block.classList.contains("folded");
     const to = from + block.querySelectorAll(".body .token").length;
-    const share = seen ? seen.weights.reduce((sum, p, s) => sum + (seen.first + s >= from && seen.first + s < to ? p : 0), 0) : 0;
+    let share = 0; // of the attention that is drawn
+    seen?.weights.forEach((p, s) => share += seen.first + s >= from && seen.first + s < to ? p : 0);
     this.fold.setAttribute("aria-expanded", String(!shut));
-    this.fold.textContent = shut ? `unfold${share > 0.005 ? `: ${percent(share)} of the attention is in here` : ""}` : "fold";
+    this.fold.textContent = `${shut ? "unfold" : "fold"} the system message` +
+      (shut && share > 0.005 ? ` (${percent(share)} of the attention)` : "");
   }
 
   /* Marks token t, and shades what this head looked at when it was read. */
   shade(t, layer, head) {
     const seen = this.trace.tokens[t]?.layers?.[layer]?.heads[head];
-    if (t !== null && t !== this.shaded?.[0] && this.spans[t].closest(".message.folded .body")) this.folded.block.classList.remove("folded");
-    this.shaded = [t, layer, head];
+    if (this.spans[t]?.closest(".message.folded .body")) this.folded.block.classList.remove("folded");
+    this.seen = seen;
     if (this.fold) this.sayFold(seen);
     this.spans.forEach((span, s) => {
       const p = seen && s <= t ? seen.weights[s - seen.first] ?? null : null;

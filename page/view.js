@@ -11,7 +11,7 @@ const EXAMPLES = ["What is 23 * 41?", "How many r's are in strawberry?", "Which 
   "Spell harmony backwards.", "Sort banana."];
 const SWITCHES = [ // name in model.js, label, what it does
   ["noSink", "sink off", "The softmax of every head has no sink: it must look at some token, also where there is nothing to see."],
-  ["window", "window 8", "Sliding layers see the last 8 tokens, and not the last 64."],
+  ["window", "window 8", "Sliding layers see the last 8 tokens, and not the last {W}."],
   ["bestOnly", "best expert only", "Of the experts that are chosen for a token, the best works alone."],
   ["expertOff", "one expert off", "The router cannot choose this expert. The next best takes its place."],
   ["noYarn", "no YaRN", "Positions turn the heads' pairs as in plain RoPE. The model was trained with the slower turns of YaRN."],
@@ -20,11 +20,11 @@ const SWITCHES = [ // name in model.js, label, what it does
 
 const $ = (id) => document.getElementById(id);
 const state = {
-  weights: null, config: null, tokenizer: null, // of the model in this page, if there is one
-  runs: [], shown: [], // runs; one or two of them
+  weights: null, config: null, tokenizer: null, expertChosen: false, // of the model in this page, if there is one
+  runs: [], shown: [], // the runs so far; the one or two that are shown
   running: null, stopping: false, waiting: null, // waiting: what to do when the run has stopped
   kept: null, hovered: null, // tokens: {run, t}
-  layer: 0, head: 0, // whose attention is drawn
+  layer: 0, head: 0, headChosen: false, // whose attention is drawn, and whether the reader chose it
 };
 const panel = new Panel($("panel"), (t) => keep(looked().run, t), (layer, head) => lookWith(layer, head));
 
@@ -75,13 +75,42 @@ function progress(run) {
 }
 
 function finished(run) {
-  if (run.trace.tokens.at(-1).layers === undefined) run.trace.tokens.at(-1).layers = null;
+  $("answer").textContent = `${nameOf(run)}: ${answerOf(run)}`; // for those who listen
   heading(run);
   runButtons();
   verdict();
   buttons();
   if (!state.kept) state.kept = { run, t: leastSure(run.trace) };
+  firstLook(run.trace);
   refresh();
+}
+
+/* Until the reader chooses: the head that copies most, and to be switched off the expert with most to do. */
+function firstLook(trace) {
+  if (!state.headChosen) [state.layer, state.head] = copyingHead(trace);
+  if (!state.config || trace.changes.length || state.expertChosen) return;
+  const work = new Map(); // "layer expert": the sum of its weights
+  for (const token of trace.tokens)
+    if (!token.given) token.layers?.forEach((layer, i) => layer.experts.forEach(([e, weight]) =>
+      work.set(`${i} ${e}`, (work.get(`${i} ${e}`) ?? 0) + weight)));
+  const [most] = [...work].sort((a, b) => b[1] - a[1]);
+  if (most) [$("off-layer").value, $("off-expert").value] = most[0].split(" ");
+}
+
+/* The [layer, head] that looks most at a token like the one that comes next. */
+function copyingHead(trace) {
+  let best = [0, 0], most = -1;
+  for (let layer = 0; layer < trace.model.layers; layer++)
+    for (let head = 0; head < trace.model.heads; head++) {
+      let sum = 0;
+      trace.tokens.forEach((token, t) => {
+        const seen = token.layers?.[layer].heads[head], next = trace.tokens[t + 1];
+        if (seen && next && !next.given)
+          seen.weights.forEach((p, s) => sum += trace.tokens[seen.first + s].id === next.id ? p : 0);
+      });
+      if (sum > most) [best, most] = [[layer, head], sum];
+    }
+  return best;
 }
 
 /* The written token of which the model was least sure: a good place to look first. */
@@ -105,6 +134,7 @@ async function afterwards(action) {
 function ask() {
   const question = $("question").value.trim(), effort = document.querySelector("[name=effort]:checked").value;
   if (!question) return;
+  history.replaceState(null, "", `#${new URLSearchParams({ question, effort })}`); // such an address asks it again
   afterwards(async () => {
     const mine = state.waiting, changes = changesWanted(), known = find(question, effort, {});
     if (!describeChanges(changes).length) {
@@ -172,7 +202,7 @@ function look(run, t) {
 }
 
 function lookWith(layer, head) {
-  [state.layer, state.head] = [layer, head];
+  [state.layer, state.head, state.headChosen] = [layer, head, true];
   refresh();
 }
 
@@ -236,12 +266,12 @@ function runButtons() {
   const several = new Set(state.runs.map((run) => run.question)).size > 1;
   $("runs").hidden = state.runs.length < 2;
   $("runs").replaceChildren(...state.runs.map((run) => {
-    const shown = state.shown.includes(run), beside = shown || state.shown.length !== 1;
+    const shown = state.shown.includes(run);
     return h("span", { class: "pill" },
       h("button", { type: "button", "aria-pressed": String(shown), onclick: () => display([run]) },
         several && [h("small", {}, run.question), h("br")], nameOf(run)),
-      h("button", { type: "button", disabled: beside, title: "beside the one that is shown",
-        "aria-label": `${nameOf(run)}: beside the one that is shown`,
+      h("button", { type: "button", disabled: shown, title: "beside the first one that is shown",
+        "aria-label": `${nameOf(run)}: beside the first one that is shown`,
         onclick: () => display([state.shown[0], run]) }, "◫"));
   }));
 }
@@ -275,8 +305,7 @@ function buttons() {
   const running = state.running !== null;
   $("run").textContent = running ? "Stop" : "Run";
   $("both").disabled = running;
-  const words = describeChanges(changesWanted());
-  $("changed").textContent = words.length ? words.join(", ") : "";
+  $("changed").textContent = describeChanges(changesWanted()).join(", ");
 }
 
 
@@ -296,7 +325,7 @@ function offer() {
     h("input", { type: "checkbox", role: "switch", id: `switch-${name}`, onchange: changedSwitch,
       "aria-describedby": `about-${name}` }),
     h("label", { for: `switch-${name}` }, label),
-    h("p", { id: `about-${name}` }, sentence, name !== "expertOff" ? null : h("span", { class: "choices" },
+    h("p", { id: `about-${name}` }, sentence.replace("{W}", config.sliding_window), name !== "expertOff" ? null : h("span", { class: "choices" },
       choices("off-layer", "layer ", config.num_hidden_layers), choices("off-expert", "expert ", config.num_local_experts))))));
   $("slow").checked = !matchMedia("(prefers-reduced-motion: reduce)").matches;
   $("ask").addEventListener("submit", (event) => {
@@ -312,6 +341,7 @@ function offer() {
 }
 
 function changedSwitch(event) {
+  state.expertChosen ||= event.target.tagName === "SELECT";
   buttons();
   if (event.target.tagName !== "SELECT" || $("switch-expertOff").checked) ask();
 }
@@ -322,6 +352,8 @@ function begin() {
     if (event.target.matches("input, select") || event.ctrlKey || event.metaKey || event.altKey || !looked()) return;
     if (event.key === "[") nextHead(-1);
     if (event.key === "]") nextHead(1);
+    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key], { run, t } = looked();
+    if (step && !event.target.closest(".text") && run.trace.tokens[t + step]) keep(run, t + step);
   });
   for (const name of ["wheel", "touchmove"]) addEventListener(name, () => state.following = false, { passive: true });
   if (trace) {
@@ -330,6 +362,7 @@ function begin() {
     run.column.catchUp(trace);
     state.runs = [run];
     $("about").textContent = `A recorded run of ${trace.model.name}: ${trace.question}`;
+    firstLook(trace);
     display([run]);
     return;
   }
