@@ -91,8 +91,7 @@ class Recorder(gptoss.Model):
     def hidden(self, ids, cache):
         self.streams, self.looks, self.routes, start = [], [], [], cache.length  # of each layer one
         x = super().hidden(ids, cache)
-        streams = [*self.streams, x]
-        sizes = [np.sqrt(np.mean(stream * stream, axis=-1)) for stream in streams]
+        sizes = [np.sqrt(np.mean(stream * stream, axis=-1)) for stream in (*self.streams, x)]
         lenses = [[best for _, best in self.predictions(stream)] for stream in self.streams[1:]] + [[]]
         for id, (log_p, best) in zip(ids, self.predictions(x), strict=True):  # the last lens is what comes of it all
             self.surprises.append(None if self.next is None else -float(self.next[id]))
@@ -191,6 +190,7 @@ def decided(trace, n):
 
 
 # ---- On the screen --------------------------------------------------------------------------------------------------
+
 def shown(text):
     """A token in quotes, with escapes for what cannot be printed; a special token stands for itself."""
     if re.fullmatch(r"<\|\w+\|>", text):
