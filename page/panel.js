@@ -37,7 +37,6 @@ class Panel {
       h("div", { class: "inside" },
         this.came(token, before),
         token.layers ? this.layers(token) : h("p", { class: "dim" }, "This is the last token. The model does not read it."),
-        token.layers && this.looks(token),
         token.best && h("section", {}, this.title("It expected next", "next"), this.bars(token.best, trace.tokens[t + 1]?.id))));
     if (focus) this.element.querySelector(`[data-key="${focus}"]`)?.focus({ preventScroll: true });
   }
@@ -106,6 +105,7 @@ class Panel {
             `${this.windowOf()}` : " sees all")),
         this.size(layer, largest),
         this.heads(layer, i),
+        i === this.layer && this.looks(layer.heads[this.head]),
         this.experts(layer),
         h("p", { class: "lens" }, layer.lens.map(([, text, p]) =>
           h("span", { style: `--p: ${Math.max(0.6, Math.sqrt(p)).toFixed(2)}` }, visible(text), h("small", {}, percent(p))))))));
@@ -161,12 +161,10 @@ class Panel {
   }
 
   /* Where the chosen head looks: the most seen tokens, in words, for those who cannot see shades. */
-  looks(token) {
-    const seen = token.layers[this.layer]?.heads[this.head];
-    if (!seen) return null;
-    const order = Array.from(seen.weights.keys()).sort((a, b) => seen.weights[b] - seen.weights[a]).slice(0, 5);
-    return h("section", {}, this.title(`Layer ${this.layer}, head ${this.head} looks at`, "looks"),
-      h("ul", { class: "bars looks" },
+  looks(seen) {
+    const order = Array.from(seen.weights.keys()).sort((a, b) => seen.weights[b] - seen.weights[a]).slice(0, 4);
+    return h("section", { class: "looks" }, this.title(`Head ${this.head} looks at`, "looks"),
+      h("ul", { class: "bars" },
         order.filter((s) => seen.weights[s] >= 0.005).map((s) => {
           const at = seen.first + s, back = this.t - at;
           return h("li", { style: `--p: ${Number(seen.weights[s]).toFixed(4)}` },
