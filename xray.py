@@ -146,9 +146,8 @@ def run(model, tokenizer, question, *, name="", effort="medium", day=None, max_t
 
 def tokens_of(model, tokenizer, ids, given):
     """What a trace says of ids, all but the last of which the Recorder has read. The first `given` are the prompt."""
-    special = set(tokenizer.special_tokens.values())
     surprises = [*model.surprises, -float(model.next[ids[-1]])]
-    read = [*model.read, {"best": None, "layers": None}]  # the last token ended the reply
+    read, specials = [*model.read, {"best": None, "layers": None}], set(tokenizer.special_tokens.values())
 
     def text(id):
         return tokenizer.decode([id]) if id < tokenizer.vocab_size else "\ufffd"  # a model may have rows to spare
@@ -156,7 +155,7 @@ def tokens_of(model, tokenizer, ids, given):
     def named(best):
         return best and [[id, text(id), p] for id, p in best]
 
-    return [{"id": int(id), "text": text(id), "special": id in special, "given": n < given, **place,
+    return [{"id": int(id), "text": text(id), "special": id in specials, "given": n < given, **place,
              "probability": None if surprise is None else math.exp(-surprise), "surprise": surprise,
              "best": named(record["best"]),
              "layers": record["layers"] and [layer | {"lens": named(layer["lens"])} for layer in record["layers"]]}
@@ -213,14 +212,15 @@ class View:
     """A trace on a console. The columns of a token's line are the methods cell_..., as many as there is room for; their
     docstrings are the legend."""
 
-    def __init__(self, trace, console):
-        self.trace, self.tokens, self.model, self.console = trace, trace["tokens"], trace["model"], console
+    def __init__(self, trace, tokenizer, console):
+        self.trace, self.tokens, self.model = trace, trace["tokens"], trace["model"]
+        self.tokenizer, self.console = tokenizer, console
         self.reply = [n for n, entry in enumerate(self.tokens) if not entry["given"]]
         L, self.digits = self.model["layers"], len(str(self.model["experts"] - 1))
         widths = {"token": 19, "sure": 11, "or": 15, "lens": max(4, L),
                   "experts": L * (self.digits + 1) * self.model["chosen"] - 1, "words": 9 * L - 1}
-        self.sees = [str(self.model["window"]) if kind == "sliding_attention" else "all"
-                     for kind in self.model["layer_types"]]
+        window, types = str(self.model["window"]), self.model["layer_types"]
+        self.sees = [window if kind == "sliding_attention" else "all" for kind in types]
         self.width = min(console.width, 120)
         self.columns, room = {}, self.width + 2
         for name, width in widths.items():
@@ -240,31 +240,31 @@ class View:
     def show(self, token=None):
         """The messages, a line for each token of the reply and for each layer, and in detail how the tokens came about
         of which the model was least sure, or the one with the number `token`."""
-        model, tokens = self.model, self.tokens
+        model, tokens, written = self.model, self.tokens, len(self.reply)
         self.line((model["name"], "bold"), f": {model['layers']} layers, {model['heads']} heads, {model['experts']} "
                   f"experts of which {model['chosen']} work on a token")
-        read, written = len(tokens) - len(self.reply), len(self.reply)
-        self.line(f"effort {self.trace['effort']}, {read} tokens read, {written} written")
+        self.line(f"effort {self.trace['effort']}, {len(tokens) - written} tokens read, {written} written")
         for message in range(tokens[-1]["message"] + 1):
             self.message([n for n, entry in enumerate(tokens) if entry["message"] == message])
         self.layers()
         least = sorted(self.reply, key=lambda n: -tokens[n]["surprise"])[:LEAST]
-        self.heading("How the least sure tokens came about (any other: --token N)" if token is None else
-                     "How a token came about")
+        self.heading("How the least sure tokens came about (any other: --token N)" if token is None else "One token")
         for n in sorted(least) if token is None else [token]:
             self.detail(n)
 
     def message(self, numbers):
-        entries = [self.tokens[n] for n in numbers]
+        first = self.tokens[numbers[0]]
         content = [n for n in numbers if self.tokens[n]["part"] == "content"]
         written = [n for n in numbers if not self.tokens[n]["given"]]
-        self.heading(" ".join(filter(None, [entries[0]["role"], entries[0]["channel"]]))
-                     + f", tokens {numbers[0]} to {numbers[-1]}")
-        if entries[0]["role"] == "user":  # its tokens one by one: the heads look at them, and they are named by number
+        whose = " ".join(filter(None, [first["role"], first["channel"]]))
+        self.heading(f"{whose}, tokens {numbers[0]} to {numbers[-1]}")
+        if first["role"] == "user":  # its tokens one by one: the heads look at them, and they are named by number
             tokens = [Text.assemble((f"{n} ", "dim"), shown(self.tokens[n]["text"])) for n in content]
             self.console.print(Columns(tokens, padding=(0, 2)), width=self.width)
         else:
-            self.console.print(Text(clean("".join(self.tokens[n]["text"] for n in content))), width=self.width)
+            ids = [self.tokens[n]["id"] for n in content]  # decoded together: a character may be in several tokens
+            text = self.tokenizer.decode(id for id in ids if id < self.tokenizer.vocab_size)
+            self.console.print(Text(clean(text)), width=self.width)
         if written:
             self.line()
         if self.reply[0] in written:
@@ -478,7 +478,7 @@ def examine(args):
         write(files["json"], in_json(plain(trace)) + "\n")
     if args.html:
         write(files["html"], page(trace))
-    View(trace, console).show(args.token)
+    View(trace, tokenizer, console).show(args.token)
 
 
 def main(argv=None):

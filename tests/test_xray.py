@@ -192,7 +192,7 @@ def test_decided():
 
 def shown(trace, width, token=None):
     console = Console(width=width, file=open(os.devnull, "w"), record=True, highlight=False)
-    xray.View(trace, console).show(token)
+    xray.View(trace, load_tokenizer(NANO), console).show(token)
     return console.export_text().splitlines()
 
 
@@ -232,6 +232,15 @@ def test_the_details_of_one_token(trace, random_checkpoint):
                     looks = rf"  head {h} +sink +{head['sink']:.0%} +{head['first'] + most} .*{p}"
                     assert re.match(looks, row) and (name in row or not name.isprintable())
         assert next(rows, None) is None
+
+
+def test_a_character_of_several_tokens_is_shown_whole(trace, tokenizer):
+    ids = tokenizer.encode("日本")
+    entries = [dict(entry) for entry in trace["tokens"]]
+    content = [entry for entry in entries if not entry["given"] and entry["part"] == "content"]
+    for entry, id in zip(content, ids, strict=False):
+        entry["id"] = id
+    assert len(ids) > 2 and any("日本" in line for line in shown(trace | {"tokens": entries}, 80))
 
 
 def test_bars_are_as_wide_as_they_say():
