@@ -124,9 +124,10 @@ function leastSure(trace) {
 
 /* Stops what runs, and then does this. */
 async function afterwards(action) {
-  const mine = state.waiting = {};
+  const mine = state.waiting = {}, cut = state.running;
   state.stopping = true;
   while (state.running) await pause(5);
+  if (cut) state.runs = state.runs.filter((run) => run !== cut);
   if (state.waiting === mine) await action(); // else somebody has asked for something else since
 }
 
@@ -286,14 +287,16 @@ function answerOf(run) {
 /* What there is to say of two runs side by side: their answers, and where they part. */
 function verdict() {
   $("verdict").textContent = "";
+  for (const run of state.shown) run.column.spans.forEach((span) => span.classList.remove("parted"));
   if (state.shown.length < 2 || state.shown.some((run) => !run.trace || run === state.running)) return;
   const [a, b] = state.shown, [first, second] = state.shown.map(answerOf);
   const quoted = (answer) => answer ? `“${answer}”` : "no answer";
   const reply = (run) => run.trace.tokens.filter((token) => !token.given);
   const ids = reply(b).map((token) => token.id);
   const parted = reply(a).findIndex((token, n) => token.id !== ids[n]);
-  state.shown.forEach((run, n) => run.column.spans.forEach((span, t) => span.classList.toggle("parted",
-    parted >= 0 && t === run.trace.tokens.length - reply(run).length + parted)));
+  if (parted >= 0)
+    for (const run of state.shown)
+      run.column.spans[run.trace.tokens.length - reply(run).length + parted]?.classList.add("parted");
   $("verdict").append(h("b", {}, nameOf(b)), first === second ? ": the same answer, " : ": another answer, ", quoted(second),
     ...(first === second ? [". "] : [", where ", h("b", {}, nameOf(a)), " has ", quoted(first), ". "]),
     parted < 0 ? "Not one token differs." :
@@ -361,6 +364,7 @@ function begin() {
     run.column = new Column((t, kept) => point(run, t, kept));
     run.column.catchUp(trace);
     state.runs = [run];
+    document.title = `${trace.question} (a recorded run)`;
     $("about").textContent = `A recorded run of ${trace.model.name}: ${trace.question}`;
     firstLook(trace);
     display([run]);
