@@ -8,9 +8,9 @@ const WHY = {
   next: "After reading this token, the model thought that one of these would come.",
   layers: "A token goes through the layers in turn. Each adds to its residual stream, a list of numbers, first what " +
     "its heads bring from earlier tokens, then what its experts make of it.",
-  heads: "A head copies something from earlier tokens to this one. Shown is the token that it looks at most; choose a " +
-    "head to see on the text all that it looks at.",
-  looks: "These are the shares of this head's attention. With the sink's and those too small to show they add up to 100%.",
+  heads: "A head copies something from earlier tokens to this one. Shown is the token that it looks at most; choose " +
+    "a head to see on the text all that it looks at.",
+  looks: "These are the largest shares of this head's attention. All shares and the sink's add up to 100%.",
   sink: "Violet is the sink: a place to look at when there is nothing to see. It brings nothing to the token.",
   experts: "Each layer has several small networks, the experts. A router chooses a few for each token, and their " +
     "results are added by these weights.",
@@ -36,8 +36,10 @@ class Panel {
       this.top(token),
       h("div", { class: "inside" },
         this.came(token, before),
-        token.layers ? this.layers(token) : h("p", { class: "dim" }, "This is the last token. The model does not read it."),
-        token.best && h("section", {}, this.title("It expected next", "next"), this.bars(token.best, trace.tokens[t + 1]?.id))));
+        token.layers ? this.layers(token) :
+          h("p", { class: "dim" }, "This is the last token. The model does not read it."),
+        token.best && h("section", {}, this.title("It expected next", "next"),
+          this.bars(token.best, trace.tokens[t + 1]?.id))));
     if (focus) this.element.querySelector(`[data-key="${focus}"]`)?.focus({ preventScroll: true });
   }
 
@@ -78,7 +80,8 @@ class Panel {
 
   came(token, before) {
     if (!before) return h("p", { class: "dim" }, "With this token everything begins. Nothing came before it.");
-    const p = token.probability, sure = p > 0.99 ? "The model was sure of it." : p > 0.8 ? "The model was fairly sure." :
+    const p = token.probability;
+    const sure = p > 0.99 ? "The model was sure of it." : p > 0.8 ? "The model was fairly sure." :
       p > 0.5 ? "The model was not sure." : "The model wavered.";
     const words = token.given ? "It was given. The model would have expected:" : sure;
     const listed = before.best.some(([id]) => id === token.id);
@@ -90,8 +93,13 @@ class Panel {
   bars(best, came) {
     return h("ul", { class: "bars" }, best.map(([id, text, p]) =>
       h("li", { class: id === came ? "came" : null, style: `--p: ${p.toFixed(4)}` },
-        h("span", { class: "word" }, visible(text)), h("span", { class: "bar" }), h("span", { class: "number" }, percent(p)),
+        h("span", { class: "word" }, visible(text)), this.bar(p),
         id === came && h("span", { class: "hidden" }, "it came"))));
+  }
+
+  /* A bar and its figure. (How long it is says --p of the row.) */
+  bar(p) {
+    return [h("span", { class: "bar" }), h("span", { class: "number" }, percent(p))];
   }
 
   layers(token) {
@@ -108,7 +116,8 @@ class Panel {
         i === this.layer && this.looks(layer.heads[this.head]),
         this.experts(layer),
         h("p", { class: "lens" }, layer.lens.map(([, text, p]) =>
-          h("span", { style: `--p: ${Math.max(0.6, Math.sqrt(p)).toFixed(2)}` }, visible(text), h("small", {}, percent(p))))))));
+          h("span", { style: `--p: ${Math.max(0.6, Math.sqrt(p)).toFixed(2)}` }, visible(text),
+            h("small", {}, percent(p))))))));
   }
 
   windowOf() {
@@ -118,8 +127,8 @@ class Panel {
 
   mark(name) {
     const isOpen = this.open.has(name);
-    return h("button", { type: "button", class: `key of-${name}`, "data-key": `why-${name}`, "aria-expanded": String(isOpen),
-      "aria-controls": `why-${name}`, title: WHY[name],
+    return h("button", { type: "button", class: `key of-${name}`, "data-key": `why-${name}`,
+      "aria-expanded": String(isOpen), "aria-controls": `why-${name}`, title: WHY[name],
       onclick: () => {
         this.open[isOpen ? "delete" : "add"](name);
         this.show(this.trace, this.t, this.layer, this.head);
@@ -155,7 +164,8 @@ class Panel {
     const weights = new Map(layer.experts);
     return h("p", { class: "experts" },
       h("span", { class: "strip", "aria-hidden": "true" }, Array.from({ length: this.trace.model.experts }, (_, e) =>
-        h("i", { style: `--p: ${(weights.get(e) ?? 0).toFixed(3)}`, title: `expert ${e}`, class: weights.has(e) ? "on" : null }))),
+        h("i", { style: `--p: ${(weights.get(e) ?? 0).toFixed(3)}`, title: `expert ${e}`,
+          class: weights.has(e) ? "on" : null }))),
       h("span", {}, h("span", { class: "hidden" }, "experts "),
         layer.experts.map(([e, weight]) => [h("b", {}, String(e)), ` ${percent(weight)}  `])));
   }
@@ -168,11 +178,11 @@ class Panel {
         order.filter((s) => seen.weights[s] >= 0.005).map((s) => {
           const at = seen.first + s, back = this.t - at;
           return h("li", { style: `--p: ${Number(seen.weights[s]).toFixed(4)}` },
-            h("button", { type: "button", class: "word", onclick: () => this.go(at) }, visible(this.trace.tokens[at].text)),
-            h("span", { class: "bar" }), h("span", { class: "number" }, percent(seen.weights[s])),
-            h("span", { class: "back" }, back ? `${back} back` : "itself"));
+            h("button", { type: "button", class: "word", onclick: () => this.go(at) },
+              visible(this.trace.tokens[at].text)),
+            this.bar(seen.weights[s]), h("span", { class: "back" }, back ? `${back} back` : "itself"));
         }),
         h("li", { class: "violet", style: `--p: ${seen.sink.toFixed(4)}` }, h("span", { class: "word" }, "the sink"),
-          h("span", { class: "bar" }), h("span", { class: "number" }, percent(seen.sink)), h("span", { class: "back" }))));
+          this.bar(seen.sink), h("span", { class: "back" }))));
   }
 }

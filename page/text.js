@@ -23,7 +23,8 @@ function percent(p) {
 /* The text of a token where it stands alone: spaces and line ends can be seen, and a special token has no bars. */
 function visible(text) {
   const special = text.match(/^<\|(.*)\|>$/);
-  return special ? `[${special[1]}]` : text.replaceAll(" ", "␣").replaceAll("\n", "↵").replaceAll("\t", "⇥") || "∅";
+  if (special) return `[${special[1]}]`;
+  return text.replaceAll(" ", "␣").replaceAll("\n", "↵").replaceAll("\t", "⇥") || "∅";
 }
 
 let columnCount = 0;
@@ -75,7 +76,8 @@ class Column {
       class: ["token", token.special && "special", token.given && "given", end && "end"].filter(Boolean).join(" "),
     }, shown);
     this.spans.push(span);
-    (token.part === "header" || token.text === "<|message|>" ? this.head : this.body).append(span, ...(end ? [h("br")] : []));
+    const inHead = token.part === "header" || token.text === "<|message|>";
+    (inHead ? this.head : this.body).append(span, ...(end ? [h("br")] : []));
   }
 
   /* The system message is long and always the same: it is folded into a line, until somebody looks into it. */

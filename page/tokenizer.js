@@ -57,6 +57,7 @@ class Tokenizer {
 
   /* The text of ids. Bytes that are not UTF-8 become U+FFFD. */
   decode(ids) {
-    return new TextDecoder("utf-8", { ignoreBOM: true }).decode(new Uint8Array(ids.flatMap((id) => this.bytes.get(id))));
+    const bytes = new Uint8Array(ids.flatMap((id) => this.bytes.get(id)));
+    return new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes);
   }
 }

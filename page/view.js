@@ -10,12 +10,14 @@ const SLICE = 12; // milliseconds of computing between two looks at what the rea
 const EXAMPLES = ["What is 23 * 41?", "How many r's are in strawberry?", "Which is larger, 9.9 or 9.11?",
   "Spell harmony backwards.", "Sort banana."];
 const SWITCHES = [ // name in model.js, label, what it does
-  ["noSink", "sink off", "The softmax of every head has no sink: it must look at some token, also where there is nothing to see."],
+  ["noSink", "sink off",
+    "The softmax of every head has no sink: it must look at some token, even if there is nothing to see."],
   ["window", "window 8", "Sliding layers see the last 8 tokens, and not the last {W}."],
   ["bestOnly", "best expert only", "Of the experts that are chosen for a token, the best works alone."],
   ["expertOff", "one expert off", "The router cannot choose this expert. The next best takes its place."],
-  ["noYarn", "no YaRN", "Positions turn the heads' pairs as in plain RoPE. The model was trained with the slower turns of YaRN."],
-  ["softmaxAll", "softmax over all", "The weights are a softmax over all experts, taken before the choice. They no longer add up to 1."],
+  ["noYarn", "no YaRN", "Positions turn queries and keys as plain RoPE does. The model learned YaRN's slower turns."],
+  ["softmaxAll", "softmax over all",
+    "The weights are a softmax over all experts, before the choice. They no longer add up to 1."],
 ];
 
 const $ = (id) => document.getElementById(id);
@@ -59,7 +61,8 @@ async function start(question, effort, changes, keepBeside = null) {
   }
   const written = run.trace.tokens.filter((token) => !token.given).length;
   if (!ended) run.note = "stopped";
-  else if (!state.config.eos_token_id.includes(run.trace.tokens.at(-1).id)) run.note = `stopped after ${written} tokens`;
+  else if (!state.config.eos_token_id.includes(run.trace.tokens.at(-1).id))
+    run.note = `stopped after ${written} tokens`;
   state.running = null;
   finished(run);
   return run;
@@ -124,9 +127,10 @@ function leastSure(trace) {
 
 /* Stops what runs, and then does this. */
 async function afterwards(action) {
-  const mine = state.waiting = {};
+  const mine = state.waiting = {}, cut = state.running;
   state.stopping = true;
   while (state.running) await pause(5);
+  if (cut) state.runs = state.runs.filter((run) => run !== cut);
   if (state.waiting === mine) await action(); // else somebody has asked for something else since
 }
 
@@ -286,18 +290,21 @@ function answerOf(run) {
 /* What there is to say of two runs side by side: their answers, and where they part. */
 function verdict() {
   $("verdict").textContent = "";
+  for (const run of state.shown) run.column.spans.forEach((span) => span.classList.remove("parted"));
   if (state.shown.length < 2 || state.shown.some((run) => !run.trace || run === state.running)) return;
   const [a, b] = state.shown, [first, second] = state.shown.map(answerOf);
   const quoted = (answer) => answer ? `“${answer}”` : "no answer";
   const reply = (run) => run.trace.tokens.filter((token) => !token.given);
   const ids = reply(b).map((token) => token.id);
   const parted = reply(a).findIndex((token, n) => token.id !== ids[n]);
-  state.shown.forEach((run, n) => run.column.spans.forEach((span, t) => span.classList.toggle("parted",
-    parted >= 0 && t === run.trace.tokens.length - reply(run).length + parted)));
-  $("verdict").append(h("b", {}, nameOf(b)), first === second ? ": the same answer, " : ": another answer, ", quoted(second),
+  const words = [a, b].map((run) => visible(reply(run)[parted]?.text ?? "the end"));
+  if (parted >= 0)
+    for (const run of state.shown)
+      run.column.spans[run.trace.tokens.length - reply(run).length + parted]?.classList.add("parted");
+  $("verdict").append(h("b", {}, nameOf(b)),
+    first === second ? ": the same answer, " : ": another answer, ", quoted(second),
     ...(first === second ? [". "] : [", where ", h("b", {}, nameOf(a)), " has ", quoted(first), ". "]),
-    parted < 0 ? "Not one token differs." :
-      `The replies part at token ${parted + 1}: ${[a, b].map((run) => visible(reply(run)[parted]?.text ?? "the end")).join(" and ")}.`);
+    parted < 0 ? "Not one token differs." : `The replies part at token ${parted + 1}: ${words.join(" and ")}.`);
 }
 
 /* The buttons say what can be done. */
@@ -325,8 +332,9 @@ function offer() {
     h("input", { type: "checkbox", role: "switch", id: `switch-${name}`, onchange: changedSwitch,
       "aria-describedby": `about-${name}` }),
     h("label", { for: `switch-${name}` }, label),
-    h("p", { id: `about-${name}` }, sentence.replace("{W}", config.sliding_window), name !== "expertOff" ? null : h("span", { class: "choices" },
-      choices("off-layer", "layer ", config.num_hidden_layers), choices("off-expert", "expert ", config.num_local_experts))))));
+    h("p", { id: `about-${name}` }, sentence.replace("{W}", config.sliding_window),
+      name === "expertOff" && h("span", { class: "choices" }, choices("off-layer", "layer ", config.num_hidden_layers),
+        choices("off-expert", "expert ", config.num_local_experts))))));
   $("slow").checked = !matchMedia("(prefers-reduced-motion: reduce)").matches;
   $("ask").addEventListener("submit", (event) => {
     event.preventDefault();
@@ -361,6 +369,7 @@ function begin() {
     run.column = new Column((t, kept) => point(run, t, kept));
     run.column.catchUp(trace);
     state.runs = [run];
+    document.title = `${trace.question} (a recorded run)`;
     $("about").textContent = `A recorded run of ${trace.model.name}: ${trace.question}`;
     firstLook(trace);
     display([run]);

@@ -301,6 +301,12 @@ def test_a_changed_model_runs_beside_the_intact_one(fresh):
     assert shown(fresh) == [["high effort", "23 × 41 = 943"]]
 
 
+def test_an_address_can_hold_a_question(browser, files):
+    browser.open(f"{files / 'page.html'}#question=Reverse+lettuce.&effort=low", motion=False)
+    browser.wait(DONE)
+    assert shown(browser) == [["low effort", '"lettuce" backwards is "ecuttel".']]
+
+
 def test_a_run_can_be_stopped(browser, files):
     browser.open(files / "page.html")  # at the pace at which one can watch
     browser.wait("state.running && state.running.trace && !state.running.trace.tokens.at(-1).given")
