@@ -37,8 +37,10 @@ from exercises.mistakes import broken  # noqa: E402
 FLOAT32 = 2.0**-24
 SLACK = 16
 # Numbers that are rounded to bf16 are 2^-9 of themselves off at most, and those that a step computes with inside may be
-# too. Four such roundings are allowed where every number of theirs is a bf16 number; so for float16, with 2^-11.
+# too. Four such roundings are allowed where every number of theirs is a bf16 number; so for float16, with 2^-11. Within
+# a softmax and the experts there are more: a score of 16 that is 2^-9 off makes its weight 16 times as much off.
 ROUNDED = {"bf16": 4 * 2.0**-9, "float16": 4 * 2.0**-11}
+MORE_INSIDE = {"attention": 4, "weights": 4, "experts_out": 4}
 FEW = 8  # tokens on which mistakes of the experts are tried, those that differ most
 LARGE = 50e6  # expert weights of a model with which mistakes are tried in one layer only
 
@@ -363,7 +365,7 @@ class Comparison:
             elif difference and not (other_sets(ours, theirs) & ~self.tied(theirs, limit)).any():
                 verdict, limit = "equal but for ties", difference
         if difference > limit:
-            limit = ROUNDED.get(kind, 0) * growth
+            limit = ROUNDED.get(kind, 0) * growth * MORE_INSIDE.get(name.rpartition(".")[2], 1)
             verdict = kind if difference <= limit else "DIFFERS"
         self.verdicts[name], self.limits[name] = verdict, limit
         if not self.first:
@@ -419,7 +421,7 @@ class Comparison:
             index = [int(i) for i in (rows[0], *place)]
             yield f"first: {name}{index}, expected {ours[tuple(index)]:.6g}, found {theirs[tuple(index)]:.6g}"
         yield f"tokens that differ: {ranges(rows)} (of 0-{len(ours) - 1})"
-        kind = number_format(theirs)
+        kind = number_format(theirs)  # then what a mistake leaves may be a rounding
         limit = min(max(self.one_step * math.sqrt(self.steps), ROUNDED.get(kind, 0)), difference / 4)
         found = next(([how] for tensor, how in self.patterns(name, ours, theirs)
                       if relative(tensor, theirs) <= limit), [])
