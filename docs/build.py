@@ -30,6 +30,9 @@ from pathlib import Path
 import check
 
 ROOT = check.ROOT
+# One thread for the small model: it has no work for more, and two of them wait for each other where a machine is busy.
+for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
 MARKER = re.compile(r"""
     <!--\ (?P<kind>code|output|terminal):\ (?P<what>.*?)\ -->\n```(?P<language>\w*)\n.*?```$
   | <!--\ run\ -->\n```python\n(?P<cell>.*?)```\n(?:\n```\n.*?```\n)?

@@ -101,10 +101,16 @@ def render_cases(rng):
     call = message("assistant", '{"city": "Oslo"}', channel="commentary", recipient="functions.weather",
                    content_type="<|constrain|>json")
     result = message("tool", "rain", name="functions.weather", channel="commentary", recipient="assistant")
+    run = message("assistant", "print(1)", channel="analysis", recipient="python")
+    printed = message("tool", "1", name="python", channel="analysis", recipient="assistant")
     yield "a question", asked, tokenizer()
     yield "a question answered, and another", [*answered, message("user", "And now?")], tokenizer()
+    yield "two questions answered, and a third", [*answered, *answered[1:], message("user", "And now?")], tokenizer()
     yield "a call and its result", [*asked, thought, call, result], tokenizer()
     yield "a call, its result and the answer", [*asked, thought, call, result, answered[-1]], tokenizer()
+    yield "a question answered, and a call after the next", [*answered, asked[1], thought, call, result], tokenizer()
+    yield "a call and its result on channel analysis, and the answer", [*asked, run, printed, answered[-1]], tokenizer()
+    yield "a question whose recipient is all", [asked[0], message("user", "Hi", recipient="all")], tokenizer()
     yield "the question that the bundled model will answer", question(), tokenizer()
 
 
@@ -129,17 +135,25 @@ def attention_cases(rng):
         return (normal(rng, T, H, D), normal(rng, G, S, D), normal(rng, G, S, D), float32_to_bf16(normal(rng, H)),
                 window)
 
-    yield "T 3, S 7, H 10, G 2, D 8, window 4", *inputs(3, 7, 10, 2, 8, 4)
+    yield "T 3, S 7, H 10, G 2, D 8, window 4, sinks bf16", *inputs(3, 7, 10, 2, 8, 4)
     q, k, v, sinks, window = inputs(1, 9, 6, 3, 4, 5)
-    yield "T 1, S 9, H 6, G 3, D 4, window 5, keys and values bf16", q, float32_to_bf16(k), float32_to_bf16(v), sinks, 5
+    k, v = float32_to_bf16(k), float32_to_bf16(v)
+    yield "T 1, S 9, H 6, G 3, D 4, window 5, keys, values and sinks bf16", q, k, v, sinks, window
+    yield "T 4, S 5, H 6, G 3, D 4, window 6, which is more than S; sinks bf16", *inputs(4, 5, 6, 3, 4, 6)
     yield "the first attention of the bundled model", *recorded()["attention"]
 
 
 def rope_frequencies_cases(rng):
     nano = gptoss.read_config(NANO)[0]
     published = dict(factor=32.0, beta_fast=32.0, beta_slow=1.0, original_max_position_embeddings=4096, truncate=False)
-    yield "gpt-oss", replace(nano, head_dim=64, rope_theta=150000.0, rope_scaling=published)
-    yield "gpt-oss without rope_scaling", replace(nano, head_dim=64, rope_theta=150000.0, rope_scaling=None)
+    big = replace(nano, head_dim=64, rope_theta=150000.0, rope_scaling=published)
+    once = 4096 / (2 * np.pi)  # a pair that turns so often is pair 0
+    yield "gpt-oss", big
+    yield "gpt-oss without rope_scaling", replace(big, rope_scaling=None)
+    for what, change in (("truncate true", dict(truncate=True)), ("factor 0.5", dict(factor=0.5)),
+                         ("beta_fast 10,000, beta_slow 1e-8", dict(beta_fast=1e4, beta_slow=1e-8)),
+                         (f"beta_fast and beta_slow both {once:.2f}", dict(beta_fast=once, beta_slow=once))):
+        yield f"gpt-oss with {what}", replace(big, rope_scaling=published | change)
     yield "the bundled model", nano
 
 
@@ -193,16 +207,25 @@ def quantize_cases(rng):
     yield "a block of zeros, and one with an outlier", some
     blocks, scales = recorded()["experts"][3].down
     yield "weights of the bundled model, which have a form in MXFP4", dequantize(MXFP4(blocks[0], scales[0]))
+    below = normal(rng, 1, 32, scale=1e5)
+    below[0, 3] = 2**20 - 2**-4  # the next float32 is 2^20
+    yield "a largest number just below a power of two", below
+    yield "numbers of at most 6 * 2^-128", np.ldexp(np.resize(E2M1, (1, 32)), -128)
 
 
 # ---- Chapters 8 and 9 -----------------------------------------------------------------------------------------------
 
 def filter_logits_cases(rng):
     few, many = normal(rng, 5, scale=2), normal(rng, 40, scale=2)
+    steps, far = np.array([3, 2, 2, 1, 0], np.float32), np.array([0, -40, -np.inf, -80], np.float32)
     for what, *settings in (("temperature 0.5", 0.5, 0, 1.0, 0.0), ("top_k 3", 1.0, 3, 1.0, 0.0),
                             ("top_p 0.8", 1.0, 0, 0.8, 0.0), ("min_p 0.2", 1.0, 0, 1.0, 0.2),
                             ("top_k 9, more than there are", 1.0, 9, 1.0, 0.0)):
         yield f"5 logits, {what}", few, *settings
+    yield "logits far apart, all switched off", far, 1.0, 0, 1.0, 0.0
+    yield "5 logits, the second and third equal, top_k 2", steps, 1.0, 2, 1.0, 0.0
+    yield "5 logits, temperature 2, min_p 0.3", steps, 2.0, 0, 1.0, 0.3
+    yield "32 equal logits, top_p 0.5", np.ones(32, np.float32), 1.0, 0, 0.5, 0.0
     yield "40 logits, temperature 0.7, top_k 12, top_p 0.8, min_p 0.05", many, 0.7, 12, 0.8, 0.05
     yield "40 logits, temperature 2, top_k 9, top_p 0.6", many, 2.0, 9, 0.6, 0.0
     yield "logits of the bundled model, top_p 0.95", recorded()["logits"], 1.0, 0, 0.95, 0.0

@@ -25,7 +25,8 @@ def attention(q, k, v, sinks, window):
     """Grouped-query attention of the last T of S positions, with a window and sinks.
 
     q: float32 [T, H, D], the queries. k, v: [G, S, D], keys and values, float32 or bf16 as uint16 bit patterns.
-    sinks: bf16 bit patterns (uint16) [H], one for each query head. window: a whole number.
+    sinks: bf16 bit patterns (uint16) [H], one for each query head. All that is bf16 is turned into float32 here, by
+    bf16_to_float32. window: a whole number; in a layer with full attention it is S or more.
     -> float32 [T, H, D], in the order of q's heads.
 
     - Query head h uses key/value head h // (H // G).

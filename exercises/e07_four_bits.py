@@ -14,7 +14,8 @@ def dequantize(weight):
 
     A byte of blocks holds two neighbours: the element with the even index in its low four bits, the next one in its
     high four bits. Each is a code, and E2M1[code] its value. 32 neighbours share a scale, E8M0[byte] = 2^(byte - 127),
-    by which their values are multiplied. (Byte 0 is 2^-127; byte 255 is nan.)
+    by which their values are multiplied. (Byte 0 is 2^-127; byte 255 is nan.) Code 8 is -0; whether it becomes -0 or 0
+    is not checked.
 
     Hint: blocks & 15 and blocks >> 4. np.stack(..., axis=-1) puts two arrays' elements side by side."""
     raise NotImplementedError
@@ -29,6 +30,8 @@ def quantize(x):
       Its byte is e + 127, kept between 0 and 254. Where all 32 are zero, the byte is 0.
     - x / 2^e is rounded to the nearest value of E2M1. What lies above 6 becomes 6. What lies in the middle of two
       values becomes the one with the even code. The code of a negative number is 8 more than that of its magnitude.
+      (solutions.py writes code 8 for a number below zero that becomes 0, and code 0 for a -0. Both codes are worth 0,
+      so the check takes either.)
     - The element with the even index goes into the low four bits of a byte.
 
     Hint: np.frexp(m) splits m into a fraction and a power of two, exactly. The nearest of eight values is an argmin

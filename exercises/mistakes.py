@@ -90,7 +90,9 @@ LONGEST = """parts = []
         n = max(n for n in range(1, len(piece) + 1) if piece[:n] in ranks)
         parts, piece = [*parts, piece[:n]], piece[n:]
     return [ranks[part] for part in parts]"""
-RECIPIENT = """        if message.recipient:
+FINISHED = 'if said and said[-1].channel == "final":'
+FIRST = 'next(i for i, message in enumerate(messages) if message.channel == "final")'
+RECIPIENT = """        if message.recipient not in (None, "all"):
             ids += tokenizer.encode(f" to={message.recipient}")
 """
 STOP = 'special["<|call|>"] if calls else special["<|end|>"]'
@@ -114,11 +116,22 @@ TEXT = [
     Mistake("characters, not bytes", "bpe", [(BYTES, "parts = [c.encode() for c in piece.decode()]")],
             "your parts begin as characters; they begin as single bytes, of which some characters have several"),
 
-    Mistake("old thoughts kept", "render", [("without_old_analysis(messages)", "messages")],
+    Mistake("old thoughts kept", "render", [(FINISHED, "if False:")],
             "you keep the analysis of a turn whose final answer is given; the model does not see it again"),
     Mistake("thoughts always dropped", "render",
-            [("without_old_analysis(messages)", '[message for message in messages if message.channel != "analysis"]')],
+            [(FINISHED, "if True:"), (FIRST, "len(messages)")],
             "you drop analysis in the middle of tool calls; it stays until the assistant has given a final answer"),
+    Mistake("thoughts dropped up to the last answer", "render", [(FIRST, FIRST.replace("next", "max"))],
+            "you drop analysis up to the last final message, as OpenAI's guide does; the library, which is the rule "
+            "here, drops only what stands before the first"),
+    Mistake("thoughts dropped during a later call", "render",
+            [(FINISHED, 'if any(message.channel == "final" for message in messages):')],
+            "you drop analysis although the last message of the assistant is not final; in the middle of tool calls "
+            "all of it stays"),
+    Mistake("thoughts dropped after an answer only", "render", [(FINISHED, 'if messages[-1].channel == "final":')],
+            "you ask whether the last message is final; it is the last message of the assistant that counts"),
+    Mistake("old results kept", "render", [("or i > answer", 'or message.role == "tool" or i > answer')],
+            "you keep what a tool said on channel analysis; it is left out like thoughts"),
     Mistake("calls end like messages", "render", [(STOP, 'special["<|end|>"]')],
             "you close a call with <|end|>; an assistant's message with a recipient ends with <|call|>"),
     Mistake("answers end with return", "render",
@@ -137,6 +150,8 @@ TEXT = [
     Mistake("role instead of tool's name", "render",
             [('message.name if message.role == "tool" else message.role', "message.role")],
             "you write the role tool; a tool's message begins with the tool's name"),
+    Mistake("recipient all", "render", [('message.recipient not in (None, "all")', "message.recipient")],
+            "you write the recipient all; a message to all has no recipient in its header"),
     Mistake("recipient after channel", "render",
             [(RECIPIENT, ""), ("        if message.content_type:", f"{RECIPIENT}        if message.content_type:")],
             "you write the recipient after the channel; it comes right after the role"),
@@ -144,12 +159,16 @@ TEXT = [
             [('ids += [*tokenizer.encode(" "), special["<|constrain|>"], *tokenizer.encode(kind)]',
               'ids += tokenizer.encode(f" {message.content_type}")')],
             "you encode <|constrain|> as text; it is one id, after a space that is encoded by itself"),
+    Mistake("no space before constrain", "render", [('[*tokenizer.encode(" "), special["<|constrain|>"]',
+                                                     '[special["<|constrain|>"]')],
+            "you leave out the space before <|constrain|>; it is a text of its own"),
 ]
 
 # ---- Chapters 3 to 5 ------------------------------------------------------------------------------------------------
 
 NORM = "np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps)"
 SPLIT, NEIGHBOURS = "np.split(x, 2, axis=-1)", "x[..., 0::2], x[..., 1::2]"
+FACTOR = "(0.1 * math.log(yarn.factor) + 1 if yarn.factor > 1 else 1.0)"
 TURN = "[a * cos - b * sin, b * cos + a * sin]"
 RAMP = "extrapolated * (1 - ramp) + extrapolated / yarn.factor * ramp"
 
@@ -200,6 +219,16 @@ STREAM = [
     Mistake("no sink", "attention",
             [("softmax(np.concatenate([scores, sink], axis=-1))", "softmax(scores)"), ("p[..., :-1]", "p")],
             "you leave out the sink; it is one more logit of the softmax, whose share is given to no value"),
+    Mistake("keys and values as bits", "attention",
+            [("bf16_to_float32(k[g])", "k[g]"), ("bf16_to_float32(v[g])", "v[g]")],
+            "you calculate with the bit patterns of bf16 keys and values; bf16_to_float32 makes numbers of them"),
+    Mistake("sinks as bits", "attention", [("bf16_to_float32(sinks)", "sinks")],
+            "you calculate with the bit patterns of the sinks; bf16_to_float32 makes numbers of them"),
+    Mistake("window counted from the end", "attention",
+            [("key > position - window",
+              "key >= np.maximum(position - window + 1 + np.where(position < window - 1, S, 0), 0)")],
+            "your slice of keys begins at a number below 0 where the window is not full yet, and Python counts that "
+            "from the end; begin at 0"),
     Mistake("sink divided", "attention", [("broadcast_to(sinks[g],", "broadcast_to(sinks[g] / math.sqrt(D),")],
             "you divide the sink by sqrt(D); only the products of queries and keys are divided"),
     Mistake("no sqrt(D)", "attention", [(" / math.sqrt(D)", "")],
@@ -213,8 +242,12 @@ STREAM = [
     Mistake("no YaRN", "rope_frequencies", [("if config.rope_scaling is None:", "if True:")],
             "you leave out YaRN: where config.rope_scaling is not None, slow pairs turn `factor` times slower"),
     Mistake("no cos/sin factor", "rope_frequencies",
-            [("(0.1 * math.log(yarn.factor) + 1 if yarn.factor > 1 else 1.0)", "1.0")],
+            [(FACTOR, "1.0")],
             "your attention factor is 1; YaRN's is 0.1 ln(factor) + 1"),
+    Mistake("cos/sin factor squared", "rope_frequencies", [(FACTOR, f"{FACTOR} ** 2")],
+            "you square the attention factor; queries and keys are both multiplied by it, so scores get its square"),
+    Mistake("cos/sin factor below 1", "rope_frequencies", [(" if yarn.factor > 1 else 1.0", "")],
+            "your attention factor is below 1 where `factor` is; it is 1 then"),
     Mistake("no pair slower", "rope_frequencies", [(RAMP, "extrapolated")],
             "your frequencies are plain RoPE's; YaRN divides those of the slow pairs by `factor`"),
     Mistake("every pair slower", "rope_frequencies", [(RAMP, "extrapolated / yarn.factor")],
@@ -226,6 +259,15 @@ STREAM = [
             "you multiply frequencies by `factor`; they are divided, so that a pair turns as far in a longer context"),
     Mistake("bounds rounded", "rope_frequencies", [("if yarn.truncate:", "if True:")],
             "you round YaRN's two bounds to whole pairs; gpt-oss does not (truncate is false)"),
+    Mistake("bounds never rounded", "rope_frequencies", [("if yarn.truncate:", "if False:")],
+            "you do not round YaRN's bounds where truncate is true; the first is rounded down then, the second up"),
+    Mistake("bounds without limits", "rope_frequencies",
+            [("low, high = max(low, 0), min(high, config.head_dim - 1)", "pass")],
+            "you do not limit YaRN's bounds; the first is at least 0, the second at most D - 1"),
+    Mistake("bounds within D/2", "rope_frequencies", [("config.head_dim - 1", "half - 1")],
+            "your second bound is at most D/2 - 1; it is at most D - 1, although there are only D/2 pairs"),
+    Mistake("bounds equal", "rope_frequencies", [("max(high - low, 0.001)", "(high - low)")],
+            "you divide by 0 where the two bounds are equal; the ramp divides by 0.001 then"),
     Mistake("bounds without 2 pi", "rope_frequencies", [("(wavelength / (2 * math.pi))", "(wavelength)")],
             "you leave out 2 pi in the bounds; frequencies are in radians, and a turn has 2 pi"),
     Mistake("i/D for 2i/D", "rope_frequencies", [("np.arange(half) / half)", "np.arange(half) / config.head_dim)")],
@@ -281,6 +323,10 @@ EXPERTS = [
             "you clamp the gate on both sides; it is clamped from above only"),
     Mistake("up clamped from above only", "swiglu", [(UP, "np.minimum(gate_up[..., 1::2], limit)")],
             "you clamp up from above only; it is clamped on both sides"),
+    Mistake("gate not clamped", "swiglu", [(GATE, "gate_up[..., 0::2]")],
+            "you do not clamp the gate; it is at most `limit`"),
+    Mistake("up not clamped", "swiglu", [(UP, "gate_up[..., 1::2]")],
+            "you do not clamp up; it is kept between -limit and limit"),
     Mistake("no clamp", "swiglu", [(GATE, "gate_up[..., 0::2]"), (UP, "gate_up[..., 1::2]")],
             "you do not clamp: gate is at most `limit`, up from -limit to limit"),
     Mistake("no +1", "swiglu", [(" * (up + 1)  #", " * up  #")],
@@ -292,6 +338,12 @@ EXPERTS = [
             "you add up the experts without their weights"),
     Mistake("last expert only", "experts", [("y[t] += ", "y[t] = ")],
             "an expert overwrites what the one before it said of a token; the experts are added up"),
+    Mistake("weights of the first slot", "experts", [("weights[t, slot, None]", "weights[t, 0, None]")],
+            "you always take a token's first weight; the weight of expert e is in the slot where you found e"),
+    Mistake("biases as bits", "experts", [("bf16_to_float32", "")],
+            "you add the bit patterns of the biases; bf16_to_float32 makes numbers of them"),
+    Mistake("down bias as bits", "experts", [("bf16_to_float32(layer.down_bias[e])", "layer.down_bias[e]")],
+            "you add the bit patterns of down_bias; bf16_to_float32 makes numbers of them"),
     Mistake("bias not weighted", "experts",
             [("(h @ down.T + bf16_to_float32(layer.down_bias[e]))",
               "(h @ down.T) + bf16_to_float32(layer.down_bias[e])")],
@@ -313,6 +365,13 @@ EXPERTS = [
             "you read a nibble as an integer from -8 to 7; it is an e2m1 number, of which E2M1 is the table"),
     Mistake("scale exponent off by one", "dequantize", [(TWO_POWER, f"2 * {TWO_POWER}")],
             "your scales are twice too large; a scale byte is worth 2^(byte - 127)"),
+    Mistake("128 instead of 127", "dequantize", [(TWO_POWER, f"({TWO_POWER} / 2)")],
+            "your scales are half as large as they should be; a scale byte is worth 2^(byte - 127)"),
+    Mistake("scale byte 0 as zero", "dequantize", [(TWO_POWER, f"np.where(weight.scales, {TWO_POWER}, np.float32(0))")],
+            "your scale byte 0 is worth 0; it is 2^-127"),
+    Mistake("scale byte 255 as infinity", "dequantize",
+            [(TWO_POWER, f"np.where(weight.scales == 255, np.float32(np.inf), {TWO_POWER})")],
+            "your scale byte 255 is infinity; it is nan"),
     Mistake("scale as float32 exponent", "dequantize",
             [(TWO_POWER, "(weight.scales.astype(np.uint32) << 23).view(np.float32)")],
             "your scales are right for bytes 1 to 254 only; byte 0 is 2^-127, byte 255 is nan (see E8M0)"),
@@ -322,6 +381,18 @@ EXPERTS = [
             "you round log2 of the largest up; it is rounded down, and what then lies above 6 becomes 6"),
     Mistake("largest scaled to 1", "quantize", [("exponent - 1 - 2", "exponent - 1")],
             "your scales are four times too large; e2m1 reaches 4, so 2 is taken from the exponent"),
+    Mistake("no number beyond 6", "quantize",
+            [("_, exponent = np.frexp(largest)", "exponent = np.ceil(np.log2(largest / 6)) + 3")],
+            "you choose the scale so that no number is beyond 6; it is 2^(floor(log2 of the largest) - 2), and "
+            "what then lies above 6 becomes 6"),
+    Mistake("log2 of float32", "quantize",
+            [("_, exponent = np.frexp(largest)", "exponent = np.floor(np.log2(largest)) + 1")],
+            "your log2 is rounded up where the largest number is just below a power of two; np.frexp is exact"),
+    Mistake("scale byte below 0", "quantize", [("np.clip(exponent + 127, 0, 254)", "exponent + 127")],
+            "your scale byte falls below 0 in a block of tiny numbers, and as uint8 that is 255 or less; it is kept "
+            "between 0 and 254"),
+    Mistake("127 for a block of zeros", "quantize", [("254), 0)", "254), 127)")],
+            "your scale byte of a block of zeros is 127; it is 0"),
     Mistake("high nibble first", "quantize", [("codes[..., 0::2] | codes[..., 1::2] << 4",
                                                "codes[..., 0::2] << 4 | codes[..., 1::2]")],
             "you put the even element into the high nibble; it belongs into the low one"),
@@ -357,6 +428,23 @@ END = [
             "your top_p sees the probabilities before top_k; after top_k those that are left sum to 1 again"),
     Mistake("top_k beyond the end", "filter_logits", [("0 < top_k < len(logits)", "0 < top_k")],
             "a top_k larger than the vocabulary keeps all ids"),
+    Mistake("exactly top_k", "filter_logits",
+            [("logits >= np.partition(logits, -top_k)[-top_k]",
+              'np.argsort(np.argsort(-logits, kind="stable")) < top_k')],
+            "you keep exactly top_k ids; those whose logit is equal to the last of them stay too"),
+    Mistake("one id after top_p", "filter_logits", [(">= top_p", "> top_p")],
+            "where the probabilities sum to top_p exactly, you keep one id more; an id stays if the sum before it is "
+            "less than top_p"),
+    Mistake("later ids first in top_p", "filter_logits",
+            [('np.argsort(-p[likely], kind="stable")', 'np.argsort(p[likely], kind="stable")[::-1]')],
+            "of ids that are equally likely, your top_p keeps the later ones; the earlier ones come first"),
+    Mistake("top_p 1 not off", "filter_logits", [("if top_p < 1:", "if True:")],
+            "you rule out ids with top_p 1, because the sum of the others is rounded to 1; 1 switches top_p off"),
+    Mistake("min_p before temperature", "filter_logits",
+            [("logits >= math.log(min_p)", "logits * temperature >= math.log(min_p)")],
+            "your min_p sees the logits before they are divided by the temperature; it comes last"),
+    Mistake("min_p without the largest", "filter_logits", [("(logits - logits.max())", "logits")],
+            "you compare the logits themselves with ln(min_p); it is what they are above the largest one"),
     Mistake("min_p absolute", "filter_logits", [("logits >= math.log(min_p)", "softmax(logits) >= min_p")],
             "you keep ids of probability min_p; it is min_p times the probability of the likeliest"),
     Mistake("0 for -inf", "filter_logits", [("-np.inf", "0.0")],

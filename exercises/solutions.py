@@ -60,11 +60,17 @@ def train_bpe(pieces, merges):
 # ---- Chapter 2: a conversation --------------------------------------------------------------------------------------
 
 def render(messages, tokenizer):
-    """The ids of a conversation, up to <|start|>assistant, where the model goes on. Contents are text."""
+    """The ids of a conversation, up to <|start|>assistant, where the model goes on. Contents are text.
+
+    Thoughts before the first answer are left out if an answer is the last that the assistant said."""
     special, ids = tokenizer.special_tokens, []
-    for message in without_old_analysis(messages):
+    said = [message for message in messages if message.role == "assistant"]
+    if said and said[-1].channel == "final":  # in the middle of tool calls the model still needs its thoughts
+        answer = next(i for i, message in enumerate(messages) if message.channel == "final")
+        messages = [message for i, message in enumerate(messages) if message.channel != "analysis" or i > answer]
+    for message in messages:
         ids += [special["<|start|>"], *tokenizer.encode(message.name if message.role == "tool" else message.role)]
-        if message.recipient:
+        if message.recipient not in (None, "all"):
             ids += tokenizer.encode(f" to={message.recipient}")
         if message.channel:
             ids += [special["<|channel|>"], *tokenizer.encode(message.channel)]
@@ -75,15 +81,6 @@ def render(messages, tokenizer):
         calls = message.role == "assistant" and message.recipient
         ids += [special["<|call|>"] if calls else special["<|end|>"]]
     return ids + [special["<|start|>"], *tokenizer.encode("assistant")]
-
-
-def without_old_analysis(messages):
-    """The messages that the model sees again. Thoughts go once the answer that they led to is given."""
-    said = [message for message in messages if message.role == "assistant"]
-    if not said or said[-1].channel != "final":
-        return messages  # in the middle of tool calls the model still needs its thoughts
-    answer = next(i for i, message in enumerate(messages) if message.channel == "final")
-    return [message for i, message in enumerate(messages) if message.channel != "analysis" or i > answer]
 
 
 # ---- Chapter 7: four bits -------------------------------------------------------------------------------------------

@@ -101,10 +101,15 @@ def test_the_project_is_right(name):
     assert verdict(name, getattr(solutions, name)).status.startswith("right")
 
 
+RAISING = ("characters, not bytes", "top_k beyond the end", "length as big-endian", "offset and length",
+           "metadata as a tensor")  # what any other mistake raises would be a slip in its edit
+
+
 @pytest.mark.parametrize("mistake", mistakes.MISTAKES, ids=lambda mistake: f"{mistake.function}: {mistake.name}")
 def test_each_known_mistake_is_caught_and_named(mistake):
     said = verdict(mistake.function, getattr(mistakes.broken(mistake), mistake.function))
     assert said.status == "wrong"
+    assert said.details[1].startswith("it raised ") == (mistake.name in RAISING), said.details
     assert said.details[2:] == (mistakes.sentence(mistake),), said.details
 
 
@@ -187,8 +192,16 @@ def route(logits, K):
 
 def bpe(piece, ranks):
     return np.array(solutions.bpe(piece, ranks), int)
-""", "filter_logits", "route", capsys=capsys)
-    assert status == 0 and "2 of 2 right." in said.out and "12 + 30 = 42" in said.out
+
+def dequantize(weight):
+    return solutions.dequantize(weight) + np.float32(0)
+
+def quantize(x):
+    blocks, scales = solutions.quantize(x)
+    low, high = (np.where(codes == 8, 0, codes) for codes in (blocks & 15, blocks >> 4))
+    return low | high << 4, scales
+""", "bpe", "route", "dequantize", "quantize", "filter_logits", capsys=capsys)
+    assert status == 0 and "5 of 5 right." in said.out and "12 + 30 = 42" in said.out
 
 
 def test_what_is_not_there_is_not_written(mine, capsys):

@@ -9,12 +9,14 @@ The other files of this folder, one for each chapter, say what is drawn; style.p
 
 import argparse
 import importlib
+import os
 import re
 import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 sys.path[:0] = [str(FOLDER), str(FOLDER.parent.parent)]
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the small model has no work for two
 
 from style import PICTURES  # noqa: E402
 
