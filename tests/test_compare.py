@@ -97,9 +97,6 @@ def test_any_tensors_will_do(nano):
 
 # ---- Operations that are really broken ------------------------------------------------------------------------------
 
-SAME = {"overflow", "positions restart", "queries at the beginning", "worst of the best first", "no eps",
-        "ties to the later expert", "eps outside the root", "scale as float32 exponent"}  # the same numbers, here
-NO_NUMBERS = {"softmax down the columns", "best expert only"}  # nan, and another shape: these need no comparison
 WHERE = {"no bias": "layer0.q", "window one too long": "layer0.attention", "no sink": "layer0.attention",
          "no +1": "layer0.experts_out", "softmax before the choice": "layer0.weights", "worst experts": "layer0.chosen",
          "RoPE on neighbours": "layer0.k_rotated", "positions from 1": "layer0.k_rotated",
@@ -114,13 +111,27 @@ def made_with(case, mistake):
         return compare.ours(model, case.ours["tokens"])
 
 
-@pytest.mark.parametrize("name", [name for name in NAMED if name not in NO_NUMBERS])
+def other_numbers(a, b):
+    """Whether any tensor of two runs differs, by more than roundings. Chosen experts may come in any order."""
+    names = [name for name in a if not name.endswith((".chosen", ".weights"))]
+    return any(np.abs(a[name] - b[name]).max() > 1e-4 * np.abs(a[name]).max() for name in names)
+
+
+@pytest.mark.parametrize("name", NAMED)
 def test_a_mistake_is_named(small, name):
-    text, status = report(small, made_with(small, NAMED[name]))
-    assert status == (name not in SAME), text
-    if status:
-        assert f"looks like: {name}." in text, text
-        assert first(text) == WHERE.get(name, first(text))
+    """Those that change nothing on these tokens are not to be found."""
+    theirs = made_with(small, NAMED[name])
+    if any(theirs[key].shape != value.shape for key, value in small.ours.items()):
+        assert name == "best expert only"  # a file with such tensors is refused
+        return
+    text, status = report(small, theirs)
+    if not all(np.isfinite(value).all() for value in theirs.values()):
+        assert status == 1 and ", no number" in text
+    else:
+        assert status == other_numbers(small.ours, theirs), text
+        assert not status or f"looks like: {name}." in text, text
+    if name in WHERE:
+        assert first(text) == WHERE[name]
 
 
 @pytest.mark.parametrize("name", ["window too long in attention", "no +1", "softmax before the choice", "no sink"])
