@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ import gptoss
 import tokenizer as tokenizers
 from conversation import Conversation, LocalEngine
 from page.chromium import Chromium, ChromiumError
+from page.switches import BestOnly, NoSink, NoYarn, SoftmaxAll, Window8, expert_off
 
 DATE = "2026-11-24"
 QUESTIONS = ("What is 23 * 41?", "How many r's are in strawberry?", "Which is larger, 9.9 or 9.11?",
@@ -91,49 +91,11 @@ def test_tokens_are_those_of_the_chat(page, tokenizer):
 
 # ---- The model, changed ---------------------------------------------------------------------------------------------
 
-class NoSink:
-    @staticmethod
-    def attention(q, k, v, sinks, window):
-        return gptoss.attention(q, k, v, np.full_like(sinks, 0xFF80), window)  # bf16's -inf: e to it is 0
-
-
-class BestOnly:
-    @staticmethod
-    def route(logits, K):
-        chosen, weights = gptoss.route(logits, K)
-        return chosen, np.where(np.arange(K) == 0, 1, 0 * weights).astype(np.float32)
-
-
-class SoftmaxAll:
-    @staticmethod
-    def route(logits, K):
-        chosen, _ = gptoss.route(logits, K)
-        return chosen, np.take_along_axis(gptoss.softmax(logits), chosen, axis=-1)
-
-
-class Window8(gptoss.Model):
-    def __init__(self, config, *rest):
-        super().__init__(replace(config, sliding_window=8), *rest)
-
-
-class NoYarn(gptoss.Model):
-    def __init__(self, config, *rest):
-        super().__init__(replace(config, rope_scaling=None), *rest)
-
-
-class ExpertOff(gptoss.Model):
-    def __init__(self, config, embedding, layers, *rest):
-        bias = layers[1].router_bias.copy()
-        bias[5] = 0xFF80  # bf16's -inf
-        layers = [layer._replace(router_bias=bias) if i == 1 else layer for i, layer in enumerate(layers)]
-        super().__init__(config, embedding, layers, *rest)
-
-
 @pytest.mark.parametrize(("changes", "backend", "model"), [
     ({"noSink": True}, NoSink, gptoss.Model),
     ({"window": 8}, "numpy", Window8),
     ({"bestOnly": True}, BestOnly, gptoss.Model),
-    ({"expertOff": [1, 5]}, "numpy", ExpertOff),
+    ({"expertOff": [1, 5]}, "numpy", expert_off(1, 5)),
     ({"noYarn": True}, "numpy", NoYarn),
     ({"softmaxAll": True}, SoftmaxAll, gptoss.Model),
     ({"softmaxAll": True, "window": 8}, SoftmaxAll, Window8),
