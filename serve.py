@@ -16,6 +16,7 @@ import asyncio
 import hmac
 import json
 import logging
+import math
 import socket
 import sys
 import threading
@@ -25,6 +26,7 @@ from functools import partial
 from urllib.parse import urlsplit
 
 import models
+from checkpoint import expect
 from conversation import LocalEngine
 from remote import EngineError
 from serving import chat, completions, responses
@@ -44,7 +46,7 @@ except ImportError as error:
 
 WAITING = 64  # requests that wait for the engine; the next is told to come again
 AGAIN = 5  # seconds after which
-LARGEST = 16 * 2**20  # bytes of a body
+LARGEST, DEEPEST = 16 * 2**20, 200  # of a body: bytes, levels of nesting
 SILENCE = 10  # seconds after which a client hears that it is not forgotten
 KEPT = 64 * 2**20  # bytes of earlier responses, for previous_response_id
 LOCAL = ("localhost", "127.0.0.1", "::1")
@@ -53,10 +55,11 @@ LOCAL = ("localhost", "127.0.0.1", "::1")
 # ---- The thread that owns the engine --------------------------------------------------------------------------------
 
 class Queue:
-    """Jobs in turn. The thread that does them lives as long as there are any."""
+    """Jobs in turn. The thread that does them lives as long as there are any. abort: a function that ends what an
+    engine elsewhere is doing (RemoteEngine has it); one of this machine asks a job by itself."""
 
-    def __init__(self):
-        self.jobs, self.lock, self.running = deque(), threading.Lock(), None
+    def __init__(self, abort=lambda: None):
+        self.jobs, self.lock, self.running, self.job, self.abort = deque(), threading.Lock(), None, None, abort
 
     def add(self, job):
         with self.lock:
@@ -68,19 +71,22 @@ class Queue:
                 self.running.start()
 
     def leave(self, job):
-        """Its client has left."""
-        job.gone.set()
-        with self.lock, suppress(ValueError):
-            self.jobs.remove(job)
+        """Its client has left, or has its answer."""
+        job.leave()
+        with self.lock:
+            if job is self.job:
+                self.abort()
+            elif job in self.jobs:
+                self.jobs.remove(job)
 
     def _work(self):
         while True:
             with self.lock:
-                if not self.jobs:
+                self.job = self.jobs.popleft() if self.jobs else None
+                if self.job is None:
                     self.running = None
                     return
-                job = self.jobs.popleft()
-            job.run()
+            self.job.run()
 
 
 class Job:
@@ -98,10 +104,8 @@ class Job:
                     if self.gone.is_set():
                         return
                     self._put(piece)
-        except Gone:
-            pass
         except Exception as error:  # the client is told, and the next one gets its answer
-            if not isinstance(error, (ValueError, EngineError)):
+            if not isinstance(error, (ValueError, EngineError, Gone)):
                 logging.getLogger("uvicorn.error").exception("while answering")
             self._put(error)
 
@@ -109,8 +113,13 @@ class Job:
         with suppress(RuntimeError):  # the loop is closed: the program ends
             self.loop.call_soon_threadsafe(self.queue.put_nowait, item)
 
+    def leave(self):
+        self.gone.set()
+        self.queue.put_nowait(Gone())
+
     async def follow(self):
-        """Yields pieces, the last an End, and None in between if nothing comes for a while. Raises what went wrong."""
+        """Yields pieces, the last an End, and None in between if nothing comes for a while. Raises what went wrong, or
+        Gone."""
         piece = None
         while not isinstance(piece, End):
             try:
@@ -130,7 +139,8 @@ class Service:
     def __init__(self, engine, tokenizer, name, builtin):
         self.engine, self.tokenizer, self.name, self.builtin = engine, tokenizer, name, builtin
         self.temperature = getattr(engine, "temperature", 1.0)
-        self.queue, self.kept, self.size = Queue(), OrderedDict(), 0
+        self.queue = Queue(getattr(engine, "abort", lambda: None))
+        self.kept, self.size = OrderedDict(), 0  # of earlier responses: {id: items, as JSON}, and its size
 
     async def models(self, request):
         card = {"id": self.name, "object": "model", "created": 0, "owned_by": "gpt-oss",
@@ -154,8 +164,7 @@ class Service:
         return await self._answer(request, completions, lambda body: completions.read(body, self.tokenizer))
 
     async def _answer(self, request, api, read):
-        body = await body_of(request)
-        asked = await run_in_threadpool(self._read, body, read, api)
+        asked = await run_in_threadpool(self._read, await body_of(request), read, api)
         make = complete if api is completions else partial(answer, builtin=self.builtin)
         job = Job(lambda gone: make(asked, self.engine, self.tokenizer, gone=gone))
         form = api.Form(asked, self.name)
@@ -169,9 +178,9 @@ class Service:
         self.keep(form)
         return in_json(form.whole())
 
-    def _read(self, body, read, api):
+    def _read(self, data, read, api):
         """The Request, if it can be answered. Not in the event loop: a long prompt takes its time."""
-        asked = read(body)
+        asked = read(parsed(data))
         asked.sampling.setdefault("temperature", self.temperature)
         asked.builtin &= self.builtin.keys()
         if api is completions:
@@ -221,13 +230,17 @@ class Stream(Response):
                 if piece is None:
                     yield form.waiting()
                     continue
-                for event in form.feed(piece):
+                events = list(form.feed(piece))
+                if isinstance(piece, End):
+                    self.service.keep(form)  # before the client hears of it
+                for event in events:
                     yield form.text(event)
+        except Gone:
+            return
         except Exception as error:  # the status is sent: only an event can say so
             for event in form.failed(failure(error)[0]):
                 yield form.text(event)
             return
-        self.service.keep(form)
         if form.last:
             yield form.last
 
@@ -235,21 +248,14 @@ class Stream(Response):
 @asynccontextmanager
 async def leaving(receive, leave):
     """Calls `leave` when the client leaves, at once, or else when the answer is at its end."""
-    task = asyncio.current_task()
-
     async def wait():
         while (await receive())["type"] != "http.disconnect":
             pass
         leave()
-        task.cancel()
 
     waiting = asyncio.create_task(wait())
     try:
         yield
-    except asyncio.CancelledError:
-        if not waiting.done():
-            raise
-        raise HTTPException(499) from None  # nobody hears it
     finally:
         waiting.cancel()
         leave()
@@ -258,27 +264,38 @@ async def leaving(receive, leave):
 # ---- Requests, and errors -------------------------------------------------------------------------------------------
 
 async def body_of(request):
-    """The JSON object in a request."""
+    """The bytes of a request, if they are not too many."""
     data = bytearray()
     async for part in request.stream():
         data += part
         if len(data) > LARGEST:
             raise Refused(f"body: expected at most {LARGEST} bytes, found more", 413)
+    return bytes(data)
 
-    def refuse(name):
-        raise ValueError(name)
+
+def parsed(data):
+    """The JSON object in a body. Nothing in it is so deep or so large that it could not be written again."""
+    def finite(text):
+        expect(math.isfinite(number := float(text)), ValueError, "body", "finite numbers", text)
+        return number
 
     try:
-        body = json.loads(bytes(data), parse_constant=refuse)
+        body = json.loads(data, parse_constant=finite, parse_float=finite)
     except (ValueError, RecursionError) as error:
-        raise Refused(f"body: expected JSON, found {str(error)[:200]}") from None
-    if not isinstance(body, dict):
-        raise Refused("body: expected a JSON object, found other JSON")
+        raise ValueError(f"body: expected JSON, found {str(error)[:200]}") from None
+    expect(isinstance(body, dict), ValueError, "body", "a JSON object", "other JSON")
+    values = [body]
+    for _ in range(DEEPEST):
+        values = [inner for value in values if isinstance(value, dict | list)
+                  for inner in (value.values() if isinstance(value, dict) else value)]
+    expect(not values, ValueError, "body", f"at most {DEEPEST} levels of nesting", "more")
     return body
 
 
 def failure(error):
     """(message, status, code) of an exception."""
+    if isinstance(error, Gone):
+        return "the client has left", 499, None  # nobody hears it
     if isinstance(error, ValueError):
         return str(error), getattr(error, "status", 400), getattr(error, "code", None)
     if isinstance(error, EngineError):
@@ -319,18 +336,18 @@ class Guard:
             await self.app(scope, receive, send)
 
     def _refused(self, scope):
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        host, origin = headers.get(b"host", ""), headers.get(b"origin")
+        headers = dict(scope["headers"])
+        host, origin = (headers.get(name, b"").decode("latin-1") for name in (b"host", b"origin"))
         if self.hosts is not None:
             with suppress(ValueError):
                 host = urlsplit(f"//{host}").hostname
             if host not in self.hosts:
                 return Refused(f"Host: expected {' or '.join(self.hosts)}, found {str(host)[:200]!r}", 403)
-        if origin is not None and origin not in self.origins and "*" not in self.origins:
+        if origin and origin not in self.origins and "*" not in self.origins:
             return Refused(f"Origin: expected no web page (--cors allows one), found {origin[:200]!r}", 403)
         if self.key and scope["path"] != "/health":
-            given = headers.get(b"authorization", "").removeprefix("Bearer ")
-            if not hmac.compare_digest(given.encode(), self.key.encode()):
+            given = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
+            if not hmac.compare_digest(given, self.key.encode()):
                 return Refused("expected the API key of this service as a bearer token, found "
                                f"{'another' if given else 'none'}", 401, "invalid_api_key")
         return None
@@ -349,7 +366,7 @@ def app(engine, tokenizer, *, model_name="gpt-oss", api_key=None, builtin=None, 
     if origins:  # outside: it answers the questions that a browser asks beforehand, which come without a key
         allowed = {"allow_origins": origins, "allow_methods": ["*"], "allow_headers": ["*"]}
         middleware.insert(0, Middleware(CORSMiddleware, **allowed))
-    handlers = dict.fromkeys((ValueError, EngineError, HTTPException, Exception), refusal)
+    handlers = dict.fromkeys((ValueError, EngineError, HTTPException, Gone, Exception), refusal)
     return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
 
 

@@ -11,7 +11,7 @@ from harmony import Function, Namespace
 
 EFFORTS = {"none": "low", "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high",
            "max": "high"}  # gpt-oss knows three
-SAMPLING = {"temperature": (float, 0, math.inf), "top_p": (float, 0, 1), "top_k": (int, -1, 2**31), "min_p":
+SAMPLING = {"temperature": (float, 0, 100), "top_p": (float, 0, 1), "top_k": (int, -1, 2**31), "min_p":
             (float, 0, 1), "seed": (int, -2**63, 2**64)}
 BUILTIN = {"code_interpreter": "python", "web_search": "browser", "web_search_preview": "browser",
            "browser_search": "browser"}  # as clients call them (the last is Groq's)
@@ -147,7 +147,6 @@ def choice(body, functions, builtin):
     if said == "none":
         return [], set(), []
     if said in ("required", "any"):
-        expect(names or builtin, ValueError, "tool_choice", "tools, of which one is required", "none")
         return functions, builtin, names
     return functions, builtin, []
 

@@ -131,6 +131,8 @@ class Until:
 
 def conversation(request, engine, tokenizer, tools=()):
     """Raises ValueError for what cannot be answered, before an engine is asked."""
+    expect(engine.processes_logits or not request.must, ValueError, "tool_choice", "auto or none",
+           "a call that must be, which an engine on a server cannot promise")
     tools = [Client(request.functions)] * bool(request.functions) + [*tools]
     chat = Conversation(engine, tokenizer, effort=request.effort, instructions=request.instructions, tools=tools,
                         schema=request.schema, must=[f"functions.{name}" for name in request.must])
