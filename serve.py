@@ -50,6 +50,7 @@ LARGEST, DEEPEST = 16 * 2**20, 200  # of a body: bytes, levels of nesting
 SILENCE = 10  # seconds after which a client hears that it is not forgotten
 KEPT = 64 * 2**20  # bytes of earlier responses, for previous_response_id
 LOCAL = ("localhost", "127.0.0.1", "::1")
+MISTAKE = "an error in the server; its log has it"
 
 
 # ---- The thread that owns the engine --------------------------------------------------------------------------------
@@ -104,10 +105,11 @@ class Job:
                     if self.gone.is_set():
                         return
                     self._put(piece)
-        except Exception as error:  # the client is told, and the next one gets its answer
-            if not isinstance(error, (ValueError, EngineError, Gone)):
-                logging.getLogger("uvicorn.error").exception("while answering")
+        except (ValueError, EngineError, Gone) as error:
             self._put(error)
+        except Exception:  # a mistake in this program: the log has it, and the next client gets its answer
+            logging.getLogger("uvicorn.error").exception("while answering")
+            self._put(Refused(MISTAKE, 500, "server_error"))
 
     def _put(self, item):
         with suppress(RuntimeError):  # the loop is closed: the program ends
@@ -302,7 +304,7 @@ def failure(error):
         return str(error), 502, "server_error"
     if isinstance(error, HTTPException):
         return error.detail, error.status_code, None
-    return "an error in the server; its log has it", 500, "server_error"
+    return MISTAKE, 500, "server_error"
 
 
 def in_json(value, status=200, headers=None):
