@@ -39,6 +39,7 @@ try:
     from starlette.exceptions import HTTPException
     from starlette.middleware import Middleware
     from starlette.middleware.cors import CORSMiddleware
+    from starlette.requests import ClientDisconnect
     from starlette.responses import Response
     from starlette.routing import Route
 except ImportError as error:
@@ -268,10 +269,13 @@ async def leaving(receive, leave):
 async def body_of(request):
     """The bytes of a request, if they are not too many."""
     data = bytearray()
-    async for part in request.stream():
-        data += part
-        if len(data) > LARGEST:
-            raise Refused(f"body: expected at most {LARGEST} bytes, found more", 413)
+    try:
+        async for part in request.stream():
+            data += part
+            if len(data) > LARGEST:
+                raise Refused(f"body: expected at most {LARGEST} bytes, found more", 413)
+    except ClientDisconnect:
+        raise Gone from None
     return bytes(data)
 
 
