@@ -33,8 +33,8 @@ LEAST = 512  # new tokens for which a file is written
 
 class LocalEngine:
     """A model on this machine (an engine, see conversation.py). Of a prompt it reads only what differs from what a
-    cache holds. caches: how many prompts it keeps at most. folder: where it also keeps long ones on disk (None: it does
-    not). note: a function that is told, in a sentence, which file could not be used or written.
+    cache holds. caches: how many prompts it keeps at most, each of any length. folder: where it keeps long ones on disk
+    too (None: nowhere). note: a function that is told, in a sentence, which file could not be used or written.
 
     `progress`: a function that is called between the chunks of a long prompt. What it raises ends the reading, and what
     was read until then stays read. `cache`: the one in use. `temperature`: the one that the checkpoint asks for."""

@@ -241,6 +241,8 @@ class Stream(Response):
         except Gone:
             return
         except Exception as error:  # the status is sent: only an event can say so
+            if not isinstance(error, (ValueError, EngineError)):
+                logging.getLogger("uvicorn.error").exception("while answering")
             for event in form.failed(failure(error)[0]):
                 yield form.text(event)
             return

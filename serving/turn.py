@@ -75,7 +75,7 @@ class Watch:
         return self._count(ids)
 
     def _count(self, ids):
-        with closing(ids):
+        try:
             for id in ids:
                 self.check()
                 self.generated += 1
@@ -85,6 +85,9 @@ class Watch:
                     self.logprobs.append(likely(self.tokenizer, self.logits, id, self.top))
                 yield id
                 self.reasoning += self.thinking()
+        finally:
+            ids.close()
+            vars(self.engine).pop("progress", None)
 
     def taken(self):
         taken, self.logprobs = self.logprobs, []
@@ -97,7 +100,8 @@ class Watch:
 
 def likely(tokenizer, logits, id, top):
     """What the APIs tell of a token: its log probability and those of the likeliest, before temperature."""
-    top_ids = np.argsort(-logits, kind="stable")[:top]
+    top_ids = np.argpartition(-logits, top)[:top]
+    top_ids = top_ids[np.argsort(-logits[top_ids], kind="stable")]
     total = logits.max() + np.log(np.exp(logits - logits.max(), dtype=np.float64).sum())
 
     def about(id):
@@ -162,6 +166,10 @@ def answer(request, engine, tokenizer, builtin, gone):
         chat = conversation(request, watch, tokenizer, tools)
         watch.thinking = lambda: bool(chat.reader.message) and chat.reader.message.channel == "analysis"
         reply = stack.enter_context(closing(chat.ask(None, **request.sampling)))
+        if browser := next((tool for tool in tools if tool.namespace.name == "browser"), None):
+            from terminal import cited
+
+            reply = cited(reply, browser)
         until, shown, called = Until(request.stop), False, None
         for channel, text in reply:
             if channel == "final":

@@ -416,6 +416,21 @@ def test_built_in_tools_run_only_where_they_are_allowed(ask):
     assert "python" not in prompt(ask) and len(closed) == 2
 
 
+def test_the_browser_cites_what_it_read(ask, tokenizer, tmp_path):
+    from tools.browser import Browser, Folder
+
+    (tmp_path / "tea.md").write_text("# Tea\n\nTea is a drink of leaves.\n")
+    calls = [' to=browser.search[channel]analysis[message]{"query": "tea"}[call]',
+             ' to=browser.open[channel]analysis[message]{"id": 0}[call]',
+             "[channel]final[message]A drink of leaves\u30101\u2020L3\u3011.[return]"]
+    found = ask(lambda text: calls[text.count("to=assistant")], "responses",
+                {"input": "?", "tools": [{"type": "web_search_preview_2025_03_11"}], "stream": True},
+                builtin={"browser": lambda: Browser(Folder(tmp_path), tokenizer)})[-1]["response"]["output"]
+    assert [item["type"] for item in found] == ["web_search_call", "web_search_call", "message"]
+    assert found[0]["action"] == {"type": "search", "query": "tea", "queries": ["tea"]}
+    assert "[tea.md](tea.md)" in found[-1]["content"][0]["text"]
+
+
 # ---- Errors ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("path", "body", "status", "param", "code"), [
