@@ -49,6 +49,7 @@ WAITING = 64  # requests that wait for the engine; the next is told to come agai
 AGAIN = 5  # seconds after which
 LARGEST, DEEPEST = 16 * 2**20, 200  # of a body: bytes, levels of nesting
 SILENCE = 10  # seconds after which a client hears that it is not forgotten
+IDLE = 60  # seconds without a request after which the thread ends
 KEPT = 64 * 2**20  # bytes of earlier responses, for previous_response_id
 LOCAL = ("localhost", "127.0.0.1", "::1")
 MISTAKE = "an error in the server; its log has it"
@@ -57,25 +58,27 @@ MISTAKE = "an error in the server; its log has it"
 # ---- The thread that owns the engine --------------------------------------------------------------------------------
 
 class Queue:
-    """Jobs in turn. The thread that does them lives as long as there are any. abort: a function that ends what an
+    """Jobs in turn, done by one thread, which ends when there is nothing to do for a while. (The kernels have threads
+    of their own behind it. To begin these anew for each job would take time.) abort: a function that ends what an
     engine elsewhere is doing (RemoteEngine has it); one of this machine asks a job by itself."""
 
     def __init__(self, abort=lambda: None):
-        self.jobs, self.lock, self.running, self.job, self.abort = deque(), threading.Lock(), None, None, abort
+        self.jobs, self.changed, self.thread, self.job, self.abort = deque(), threading.Condition(), None, None, abort
 
     def add(self, job):
-        with self.lock:
+        with self.changed:
             if len(self.jobs) >= WAITING:
                 raise Refused(f"{WAITING} requests are waiting already; try again later", 429, "rate_limit_exceeded")
             self.jobs.append(job)
-            if self.running is None:
-                self.running = threading.Thread(target=self._work, name="engine", daemon=True)
-                self.running.start()
+            self.changed.notify()
+            if self.thread is None:
+                self.thread = threading.Thread(target=self._work, name="engine", daemon=True)
+                self.thread.start()
 
     def leave(self, job):
         """Its client has left, or has its answer."""
         job.leave()
-        with self.lock:
+        with self.changed:
             if job is self.job:
                 self.abort()
             elif job in self.jobs:
@@ -83,11 +86,12 @@ class Queue:
 
     def _work(self):
         while True:
-            with self.lock:
-                self.job = self.jobs.popleft() if self.jobs else None
-                if self.job is None:
-                    self.running = None
+            with self.changed:
+                self.job = None
+                if not self.changed.wait_for(lambda: self.jobs, IDLE):
+                    self.thread = None
                     return
+                self.job = self.jobs.popleft()
             self.job.run()
 
 

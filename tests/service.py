@@ -53,6 +53,15 @@ def running(app):
         thread.join()
 
 
+def until(condition):
+    """Whether it becomes true, in a few seconds."""
+    for _ in range(500):
+        if condition():
+            return True
+        time.sleep(0.01)
+    return False
+
+
 def client(app, **headers):
     """An HTTP client without a socket."""
     transport = httpx.ASGITransport(app, raise_app_exceptions=True)

@@ -3,13 +3,18 @@
 import asyncio
 import base64
 import json
+import re
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 
 import httpx
 import pytest
 from conftest import ROOT
-from service import ANSWER, THOUGHT, Answering, client, post, running
+from service import ANSWER, THOUGHT, Answering, client, post, running, until
 from test_constraint import PERSON, Noise
 
 import gptoss
@@ -572,14 +577,6 @@ def test_one_instance_is_anothers_engine(nano, tokenizer):
 
 # ---- One model, many clients ----------------------------------------------------------------------------------------
 
-def until(condition):
-    for _ in range(500):
-        if condition():
-            return True
-        time.sleep(0.01)
-    return False
-
-
 def test_a_full_queue_says_so(tokenizer, monkeypatch):
     monkeypatch.setattr(serve, "WAITING", 2)
     engine = Answering(tokenizer, pause=0.02)
@@ -694,3 +691,37 @@ def test_a_conversation_goes_on_without_a_question(tokenizer):
     first, second = engine.prompts
     assert second[: len(first)] == first and "Hm." in tokenizer.decode(second)
     assert [message.role for message in conversation.messages] == ["user", "assistant", "tool", "assistant"]
+
+
+# ---- The command ----------------------------------------------------------------------------------------------------
+
+def command(*arguments):
+    return subprocess.Popen([sys.executable, "serve.py", *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+
+def test_the_command(tmp_path):
+    """It says where it listens, answers, and leaves when it is told to; the next one finds the prompt on disk."""
+    question = {"input": "Hello!", "instructions": "Be brief. " * 120}
+    for cached in (0, 300):
+        with command("--port", "0", "--api-key", "k", "--prompt-cache", str(tmp_path)) as process:
+            try:
+                line = next(line for line in process.stderr if line.startswith("http://"))
+                url, name = re.match(r"(http://127.0.0.1:\d+/v1)   (\w+), context 4,096 tokens", line).groups()
+                answer = httpx.post(f"{url}/responses", json=question, headers={"Authorization": "Bearer k"}).json()
+                assert answer["status"] == "completed" and answer["model"] == name == "nano"
+                assert answer["usage"]["input_tokens_details"]["cached_tokens"] >= cached
+                assert httpx.get(f"{url}/models").status_code == 401
+            finally:
+                process.send_signal(signal.SIGINT)
+        assert process.returncode == 130
+
+
+def test_what_the_command_cannot_use():
+    """One line on standard error, and exit status 2."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for arguments in (["--port", str(taken.getsockname()[1])], ["--port", "70000"], ["--caches", "0"],
+                          ["--port", "0", "--model", "/nowhere"], ["--port", "0", "--browser", "/nowhere"],
+                          ["--port", "0", "--prompt-cache", "README.md"]):
+            with command(*arguments) as process:
+                said = process.stderr.read()
+            assert process.returncode == 2 and said.startswith("serve.py: ") and said.count("\n") == 1, said

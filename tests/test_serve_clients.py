@@ -19,7 +19,7 @@ import openai
 import pydantic
 import pytest
 from conftest import ROOT
-from service import ANSWER, THOUGHT, Answering, client, events, running
+from service import ANSWER, THOUGHT, Answering, client, events, running, until
 
 import gptoss
 import serve
@@ -214,26 +214,33 @@ def test_the_second_request_with_the_same_opening_begins_ten_times_as_fast(nano,
     """2,000 tokens of instructions. Time to the first token, in a conversation of each client's own."""
     opening = "".join(f"Rule {n}: be brief and kind. " for n in range(1000))
     opening = tokenizer.decode(tokenizer.encode(opening)[:2000])
+    seconds, opening = [], "<|start|>developer<|message|># Instructions\n\n" + opening + "<|end|>"
     with running(serve.app(LocalEngine(nano, 2), tokenizer)) as url:
-        seconds = []
+        api = sdk(url)
+        api.completions.create(model="nano", prompt="Hello!", max_tokens=1)
         for question in ("Hello!", "Who are you?"):
+            prompt = f"{opening}<|start|>user<|message|>{question}<|end|><|start|>assistant"
             begun = time.perf_counter()
-            stream = sdk(url).responses.create(model="nano", input=question, instructions=opening, stream=True)
-            for event in stream:
-                if event.type == "response.reasoning_text.delta":
-                    seconds.append(time.perf_counter() - begun)
-                    break
-            stream.close()
+            with api.completions.create(model="nano", prompt=prompt, stream=True) as stream:
+                next(iter(stream))
+            seconds.append(time.perf_counter() - begun)
+    print(f"first tokens after {seconds[0]:.2f} and {seconds[1]:.2f} s")
     assert seconds[1] < seconds[0] / 10
 
 
 # ---- Load -----------------------------------------------------------------------------------------------------------
 
-def test_two_hundred_requests_of_twenty_clients(tokenizer, caplog):
+def test_two_hundred_requests_of_twenty_clients(tokenizer, caplog, monkeypatch):
     """A third of them leave at some point. Whoever stays gets the answer to the own question; then nothing is left."""
     def reply(text):
         question = text.rpartition("<|start|>user<|message|>")[2].partition("<|end|>")[0]
         return f"{THOUGHT}[channel]final[message]" + f"You said {question}. " * 5 + "[return]"
+
+    monkeypatch.setattr(serve, "IDLE", 0.5)
+    before = threading.enumerate()
+
+    def engines():
+        return [thread for thread in threading.enumerate() if thread.name == "engine" and thread not in before]
 
     engine = Answering(tokenizer, reply, pause=0.0002)
     app = serve.app(engine, tokenizer)
@@ -282,17 +289,14 @@ def test_two_hundred_requests_of_twenty_clients(tokenizer, caplog):
         engine.prompts.clear(), engine.asked.clear(), gc.collect()
         grown, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        for _ in range(200):
-            if engine.open == 0 and not [thread for thread in threading.enumerate() if thread.name == "engine"]:
-                break
-            time.sleep(0.02)
+        until(lambda: engine.open == 0 and not engines())
     answered = [answer for answer in found if answer]
     print(f"{len(answered)} answers and {len(found) - len(answered)} clients that left in {seconds:.1f} s; "
           f"{grown / 1000:.0f} kB more than before")
     assert len(found) == 200 and 120 < len(answered) < 190 and seconds < 60
     assert all(text == f"You said number {n}. " * 5 for n, text in answered)
     assert grown < 2e6
-    assert engine.open == 0 and not [thread for thread in threading.enumerate() if thread.name == "engine"]
+    assert engine.open == 0 and not engines()
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
