@@ -17,6 +17,7 @@ import hmac
 import json
 import logging
 import math
+import os
 import socket
 import sys
 import threading
@@ -421,8 +422,9 @@ def tools(args, tokenizer):
     if args.python:
         from tools.python import Python
         found["python"] = Python
-        if not Python().offline:
-            note("python: this system cannot take the network away from what the model runs.")
+        with closing(Python()) as python:
+            if not python.offline:
+                note("python: this system cannot take the network away from what the model runs.")
     if args.browser:
         from tools.browser import Browser, source_of
         found["browser"] = partial(Browser, source_of(args.browser), tokenizer)
@@ -444,11 +446,12 @@ def main(argv=None):
         model, tokenizer, directory = models.load(args.model, note, models.ask if not args.yes else lambda said: True)
         engine = LocalEngine(model, args.caches, args.prompt_cache, note)
         hosts = (*LOCAL, args.host) if args.host in LOCAL else None
-        service = app(engine, tokenizer, model_name=directory.name, api_key=args.api_key, hosts=hosts,
+        name = directory.name if os.path.isdir(args.model) else args.model
+        service = app(engine, tokenizer, model_name=name, api_key=args.api_key, hosts=hosts,
                       origins=args.cors, builtin=tools(args, tokenizer))
         if hosts is None and not args.api_key:
             note(f"{args.host}: other machines can reach this, and there is no --api-key.")
-        note(f"http://{args.host}:{sock.getsockname()[1]}/v1   {directory.name}, context {engine.context:,} tokens")
+        note(f"http://{args.host}:{sock.getsockname()[1]}/v1   {name}, context {engine.context:,} tokens")
         config = uvicorn.Config(service, log_level="warning", timeout_graceful_shutdown=3)
         uvicorn.Server(config).run(sockets=[sock])
     except (ValueError, OSError) as error:

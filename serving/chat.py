@@ -39,11 +39,11 @@ def read(body):
     functions, builtin = asked.tools(body, nested=True)
     functions, builtin, must = asked.choice(body, functions, builtin)
     thinking = get(body, "reasoning", dict, {})
-    effort = asked.effort(body.get("reasoning_effort"), thinking.get("effort"),
+    effort = asked.effort("reasoning_effort", body.get("reasoning_effort"), thinking.get("effort"),
                           get(body, "chat_template_kwargs", dict, {}).get("reasoning_effort"))
     top = asked.number(body, "top_logprobs", int, 0, asked.TOP)
     return Request(body, history, instructions or None, effort, functions, builtin, must,
-                   asked.schema(get(body, "response_format", dict, {})),
+                   asked.schema(body, "response_format"),
                    asked.sampling(body, "max_completion_tokens", "max_tokens"), asked.stops(body),
                    top or 0 if get(body, "logprobs", bool, False) or top else None, get(body, "stream", bool, False))
 

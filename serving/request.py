@@ -87,11 +87,11 @@ def sampling(body, *limits):
     return found
 
 
-def effort(*found):
+def effort(where, *found):
     """The first effort that is named, in whatever way."""
     said = next((value for value in found if value is not None), "medium")
     known = EFFORTS.get(said.lower() if isinstance(said, str) else None)
-    expect(known, ValueError, "reasoning effort", f"one of {', '.join(EFFORTS)}", repr(said))
+    expect(known, ValueError, where, f"one of {', '.join(EFFORTS)}", repr(said))
     return known
 
 
@@ -151,17 +151,18 @@ def choice(body, functions, builtin):
     return functions, builtin, []
 
 
-def schema(form):
+def schema(body, where):
     """The JSON schema of an answer, or None: of `text.format` in Responses, flat, or of `response_format` in Chat."""
+    form = get(body, where, dict, {})
     kind = form.get("type", "text")
-    expect(kind in ("text", "json_object", "json_schema"), ValueError, "response format",
+    expect(kind in ("text", "json_object", "json_schema"), ValueError, where,
            "text, json_object or json_schema", repr(kind))
     if kind == "json_object":
         return {"type": "object"}
     if kind == "json_schema":
         about = form.get("json_schema") if isinstance(form.get("json_schema"), dict) else form
         found = about.get("schema")
-        expect(isinstance(found, dict), ValueError, "response format: schema", "an object", repr(found))
+        expect(isinstance(found, dict), ValueError, f"{where}.schema", "an object", repr(found))
         title = {key: about[name] for key, name in (("title", "name"), ("description", "description"))
                  if isinstance(about.get(name), str)}
         return title | found

@@ -46,8 +46,9 @@ def read(body, store=None):
     wanted = "message.output_text.logprobs" in get(body, "include", list, [])
     top = asked.number(body, "top_logprobs", int, 0, asked.TOP)
     return Request(
-        body, history, "\n\n".join(instructions) or None, asked.effort(get(body, "reasoning", dict, {}).get("effort")),
-        functions, builtin, must, asked.schema(get(body, "text.format", dict, {})),
+        body, history, "\n\n".join(instructions) or None,
+        asked.effort("reasoning.effort", get(body, "reasoning", dict, {}).get("effort")),
+        functions, builtin, must, asked.schema(body, "text.format"),
         asked.sampling(body, "max_output_tokens"), asked.stops(body), top or 0 if wanted or top else None,
         get(body, "stream", bool, False))
 

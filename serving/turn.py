@@ -2,7 +2,7 @@
 
 import codecs
 import threading
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -58,7 +58,8 @@ class Watch:
 
     def generate(self, tokens, *, logits_processor=None, **sampling):
         self.check()
-        self.engine.progress = self.check
+        with suppress(AttributeError):  # an engine may refuse attributes that it does not know
+            self.engine.progress = self.check
         if self.top is not None:
             before = logits_processor
 
@@ -86,8 +87,9 @@ class Watch:
                 yield id
                 self.reasoning += self.thinking()
         finally:
-            ids.close()
-            vars(self.engine).pop("progress", None)
+            getattr(ids, "close", int)()
+            with suppress(AttributeError):
+                del self.engine.progress
 
     def taken(self):
         taken, self.logprobs = self.logprobs, []
