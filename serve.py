@@ -34,6 +34,13 @@ from serving import chat, completions, responses
 from serving.request import Refused
 from serving.turn import End, Gone, answer, check, complete, fits
 
+
+def missing(error):
+    print(f"serve.py: expected starlette and uvicorn (pip install starlette uvicorn), found no {error.name}",
+          file=sys.stderr)
+    return 2
+
+
 try:
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
@@ -44,7 +51,9 @@ try:
     from starlette.responses import Response
     from starlette.routing import Route
 except ImportError as error:
-    raise SystemExit(f"serve.py needs {error.name}: pip install starlette uvicorn") from None
+    if __name__ != "__main__":
+        raise
+    sys.exit(missing(error))
 
 WAITING = 64  # requests that wait for the engine; the next is told to come again
 AGAIN = 5  # seconds after which
@@ -436,9 +445,8 @@ def main(argv=None):
     args = parse_arguments(argv)
     try:
         import uvicorn
-    except ImportError:
-        note("serve.py needs uvicorn: pip install starlette uvicorn")
-        return 2
+    except ImportError as error:
+        return missing(error)
     sock = None
     try:
         family = socket.AF_INET6 if ":" in args.host else socket.AF_INET

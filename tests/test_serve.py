@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import os
 import re
 import signal
 import socket
@@ -272,7 +273,7 @@ def test_tool_choice(tokenizer):
     body = {"input": "?", "tools": [FLAT], "tool_choice": "none"}
     assert post(serve.app(engine, tokenizer), "responses", body)[0] == 200
     assert "# Tools" not in tokenizer.decode(engine.prompts[0])
-    other = FLAT | {"name": "subtract"}
+    other, completed = FLAT | {"name": "subtract"}, 0
     for wish in (ANSWER, "[channel]final[message]No.[return]", "[return]", "No."):
         for choice, names in (
                 ("required", {"add", "subtract"}), ({"type": "function", "name": "subtract"}, {"subtract"}),
@@ -283,13 +284,15 @@ def test_tool_choice(tokenizer):
             calls = [item for item in found["output"] if item["type"] == "function_call"]
             assert status == 200 and not [item for item in found["output"] if item["type"] == "message"]
             if found["status"] == "completed":
+                completed += 1
                 assert [call["name"] in names for call in calls] == [True]
                 assert json.loads(calls[0]["arguments"]).keys() >= {"a", "b"}
+    assert completed > 4
     nested = {"type": "function", "function": {"name": "add"}}
     noise = Noise(tokenizer, Answering(tokenizer).ids(ANSWER))
     _, found = post(serve.app(noise, tokenizer), "chat/completions",
                     USER | {"tools": [NESTED], "tool_choice": nested, "seed": 1})
-    assert found["choices"][0]["finish_reason"] in ("tool_calls", "length")
+    assert found["choices"][0]["finish_reason"] == "tool_calls"
 
 
 def test_structured_answers(tokenizer):
@@ -695,8 +698,9 @@ def test_a_conversation_goes_on_without_a_question(tokenizer):
 
 # ---- The command ----------------------------------------------------------------------------------------------------
 
-def command(*arguments):
-    return subprocess.Popen([sys.executable, "serve.py", *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+def command(*arguments, env=None):
+    words = [sys.executable, "serve.py", *arguments]
+    return subprocess.Popen(words, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
 
 
 def test_the_command(tmp_path):
@@ -716,7 +720,7 @@ def test_the_command(tmp_path):
         assert process.returncode == 130
 
 
-def test_what_the_command_cannot_use():
+def test_what_the_command_cannot_use(tmp_path):
     """One line on standard error, and exit status 2."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for arguments in (["--port", str(taken.getsockname()[1])], ["--port", "70000"], ["--caches", "0"],
@@ -725,3 +729,9 @@ def test_what_the_command_cannot_use():
             with command(*arguments) as process:
                 said = process.stderr.read()
             assert process.returncode == 2 and said.startswith("serve.py: ") and said.count("\n") == 1, said
+    for name in ("starlette", "uvicorn"):
+        (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError(name={name!r})")
+        with command("--port", "0", env=os.environ | {"PYTHONPATH": str(tmp_path)}) as process:
+            said = process.stderr.read()
+        assert process.returncode == 2 and f"no {name}" in said and said.count("\n") == 1, said
+        (tmp_path / f"{name}.py").unlink()
