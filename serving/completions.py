@@ -87,8 +87,7 @@ class Form:
         if self.top is None:
             return None
         return {"tokens": [one["token"] for one in found], "token_logprobs": [one["logprob"] for one in found],
-                "top_logprobs": [{other["token"]: other["logprob"] for other in one["top_logprobs"]} for one in found],
-                "text_offset": []}
+                "top_logprobs": [{other["token"]: other["logprob"] for other in one["top_logprobs"]} for one in found]}
 
     def _usage(self):
         return {"prompt_tokens": self.end.prompt, "completion_tokens": self.end.generated,

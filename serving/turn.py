@@ -45,10 +45,10 @@ class Watch:
     def __init__(self, engine, tokenizer, gone, top=None):
         self.engine, self.tokenizer, self.gone, self.top = engine, tokenizer, gone, top
         self.context, self.processes_logits = engine.context, getattr(engine, "processes_logits", True)
-        self.special = set(tokenizer.special_tokens.values())
+        self.markup = set(tokenizer.special_tokens.values())
         self.prompt = self.cached = self.generated = self.reasoning = 0
         self.thinking = lambda: False
-        self.logprobs = []  # of the ids since they were last taken; a special token takes away those before it
+        self.logprobs = []  # of the ids since they were last taken; markup takes away those before it
         expect(top is None or self.processes_logits, ValueError, "logprobs", "an engine of this machine",
                "a server, which keeps them to itself")
 
@@ -80,7 +80,7 @@ class Watch:
             for id in ids:
                 self.check()
                 self.generated += 1
-                if id in self.special:
+                if id in self.markup:
                     self.logprobs = []
                 elif self.top is not None:
                     self.logprobs.append(likely(self.tokenizer, self.logits, id, self.top))
@@ -128,7 +128,8 @@ class Until:
             at, self.found = min(places)
             self.held = ""
             return text[:at]
-        begun = max((n for stop in self.stop for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+        begun = max((n for stop in self.stop for n in range(1, min(len(stop), len(text) + 1))
+                     if text.endswith(stop[:n])), default=0)
         self.held = text[len(text) - begun :]
         return text[: len(text) - begun]
 
@@ -222,7 +223,8 @@ def complete(request, engine, tokenizer, gone):
     watch, body = Watch(engine, tokenizer, gone, request.top), request.body
     stop = {tokenizer.special_tokens[name] for name in STOPS} if not body.get("ignore_eos") else set()
     wanted = set(body.get("stop_token_ids") or [])
-    hidden = watch.special if body.get("skip_special_tokens", True) else set()
+    hidden = watch.markup if body.get("skip_special_tokens", True) else set()
+    watch.markup = set()  # here it is an id like any other
     until, decoder = Until(request.stop), codecs.getincrementaldecoder("utf-8")("replace")
     with closing(watch.generate(request.history, stop=stop | wanted, **request.sampling)) as ids:
         for id in ids:

@@ -550,7 +550,8 @@ def test_completions(nano, tokenizer):
     [choice] = post(app, "completions", {"prompt": ids, "max_tokens": 99, "stop": "so"})[1]["choices"]
     assert choice["stop_reason"] == "so" and choice["text"] and "so" not in choice["text"]
     _, found = post(app, "completions", {"prompt": ids, "max_tokens": 3, "logprobs": 1})
-    assert len(found["choices"][0]["logprobs"]["token_logprobs"]) <= 3
+    assert found["choices"][0]["logprobs"]["tokens"] == [tokenizer.decode([id]) for id in ours[:3]]
+    assert all(-1 < logprob <= 0 for logprob in found["choices"][0]["logprobs"]["token_logprobs"])
 
 
 def test_one_instance_is_anothers_engine(nano, tokenizer):
