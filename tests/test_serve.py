@@ -619,6 +619,22 @@ def test_a_client_that_leaves(tokenizer, path):
         assert httpx.post(f"{url}/v1/responses", json={"input": "?"}).json()["status"] == "completed"
 
 
+def test_a_client_that_leaves_while_it_waits(tokenizer):
+    """Its request is never begun."""
+    engine = Answering(tokenizer, THOUGHT + "[channel]final[message]" + "word " * 3000, pause=0.001)
+    with running(serve.app(engine, tokenizer)) as url, httpx.Client(base_url=url) as http:
+        with http.stream("POST", "/v1/responses", json={"input": "First?", "stream": True}) as answer:
+            next(answer.iter_lines())
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{url}/v1/responses", json={"input": "Second?"}, timeout=0.3)
+            time.sleep(0.5)  # until the service has seen that it left; the first is still being answered
+            assert engine.open == 1
+        engine.reply = ANSWER
+        assert httpx.post(f"{url}/v1/responses", json={"input": "Third?"}).json()["status"] == "completed"
+    asked = [tokenizer.decode(ids) for ids in engine.prompts]
+    assert len(asked) == 2 and "First?" in asked[0] and "Third?" in asked[1]
+
+
 def test_a_client_that_leaves_while_its_prompt_is_read(nano, tokenizer):
     """The reading stops between two chunks, and what was read stays read."""
     class Slow(gptoss.Model):
