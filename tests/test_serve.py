@@ -624,7 +624,8 @@ def test_a_client_that_leaves_while_it_waits(tokenizer):
     engine = Answering(tokenizer, THOUGHT + "[channel]final[message]" + "word " * 3000, pause=0.001)
     with running(serve.app(engine, tokenizer)) as url, httpx.Client(base_url=url) as http:
         with http.stream("POST", "/v1/responses", json={"input": "First?", "stream": True}) as answer:
-            next(answer.iter_lines())
+            lines = answer.iter_lines()  # kept: without it the answer would be closed
+            next(lines)
             with pytest.raises(httpx.ReadTimeout):
                 httpx.post(f"{url}/v1/responses", json={"input": "Second?"}, timeout=0.3)
             time.sleep(0.5)  # until the service has seen that it left; the first is still being answered
