@@ -12,10 +12,11 @@ An engine is anything that continues ids: an object with
     context                             the most tokens, prompt and reply together
     processes_logits                    False where it has no use for a logits_processor (can be left out: True)
 
-LocalEngine is one that runs gptoss.py; RemoteEngine (remote.py) asks a server. A tool is an object with
+LocalEngine (engine.py) runs gptoss.py; RemoteEngine (remote.py) asks a server. A tool is an object with
 
     namespace                   what the model is shown of it, a harmony.Namespace
-    call(recipient, content)    what the model is told, as text; in bounded time. What it raises is told, too
+    call(recipient, content)    what the model is told, as text; in bounded time. What it raises is told, too. None: a
+                                call ends the turn, because somebody else runs it
 
 Models do not always keep to the format that they were taught. Reader guesses what they meant, and Constraint keeps them
 to it. (harmony.StreamParser takes what openai-harmony takes, and refuses the rest.)
@@ -28,15 +29,15 @@ from dataclasses import replace
 from datetime import date as today
 from functools import lru_cache
 from itertools import product
-from os.path import commonprefix
 
 import numpy as np
 
 import gptoss
 from checkpoint import expect
+from engine import LocalEngine  # noqa: F401  (the two engines are to be found here)
 from grammar import Grammar, GrammarError
 from harmony import BROWSER, PYTHON, ROLES, DeveloperContent, Message, Namespace, SystemContent, render
-from remote import RemoteEngine  # noqa: F401  (an engine, to be found beside LocalEngine)
+from remote import RemoteEngine  # noqa: F401
 
 CHANNELS = SystemContent.valid_channels  # analysis, commentary, final
 NOT_TOOLS = "|".join((*ROLES, *CHANNELS, "all"))  # recipients that are no tool
@@ -49,43 +50,26 @@ LIKELY = 64  # ids that Constraint asks about before it takes another way
 RESULT = 16_000  # characters of a tool's result that the model is told
 
 
-class LocalEngine:
-    """A model on this machine, with a cache. Of a prompt it reads only what differs from what the cache holds."""
-
-    def __init__(self, model):
-        self.model, self.context = model, model.config.max_position_embeddings
-        self.cache, self.held = model.new_cache(), []  # held: ids, the first cache.length of which have been read
-
-    def generate(self, tokens, **sampling):
-        """See above. Raises ValueError, at once, for arguments that gptoss.generate refuses. What an earlier call gave
-        ends here, because the cache is this call's now."""
-        tokens = list(tokens)
-        known = commonprefix([self.held[: self.cache.length], tokens[:-1]])  # the last id is read for its logits
-        ids = gptoss.generate(self.model, tokens[self.cache.rewind(len(known)) :], cache=self.cache, **sampling)
-        self.held = tokens
-        return self._steps(ids, tokens)
-
-    def _steps(self, ids, held):
-        while self.held is held and (id := next(ids, None)) is not None:
-            held.append(id)
-            yield id
-
-
 class Conversation:
     """Questions and answers. effort: how hard to think, "low", "medium" or "high". instructions: what a developer wants
     of the model. tools: see above; those of one namespace are shown as one. schema: a JSON schema to which the answers
-    are held; GrammarError if it cannot be. date: that of the conversation, as "2025-08-05"; None: today's.
+    are held; GrammarError if it cannot be. must: recipients, as functions.NAME, one of which is to be called before
+    there is an answer. date: that of the conversation, as "2025-08-05"; None: today's.
 
     `history`: all messages, in order. `messages`: what later turns are rendered from. That is the history without
     channel analysis: without thoughts, and without calls and results made in thought. OpenAI's guide drops these once
-    an answer is given. (Here they go with any turn that has ended, also if it was interrupted.)"""
+    an answer is given. (Here they go with any turn that has ended, also if it was interrupted.)
+    `reader`: the Reader of the reply that comes, or of the last one."""
 
-    def __init__(self, engine, tokenizer, *, effort="medium", instructions=None, tools=(), schema=None, date=None):
+    def __init__(self, engine, tokenizer, *, effort="medium", instructions=None, tools=(), schema=None, must=(),
+                 date=None):
         self.engine, self.tokenizer, self.history = engine, tokenizer, []
         self.effort, self.instructions, self.date = effort, instructions, date
-        self.tools, self.schema, self.calling = tools, schema, None  # calling: the recipient, while a tool runs
-        held = schema is None or getattr(engine, "processes_logits", True)
-        expect(held, GrammarError, "schema", "an engine of this machine", "a server, which chooses tokens by itself")
+        self.tools, self.schema, self.must = tools, schema, must
+        self.calling, self.reader = None, None  # calling: the recipient, while a tool runs
+        for name, wanted in (("schema", schema is not None), ("must", must)):
+            held = not wanted or getattr(engine, "processes_logits", True)
+            expect(held, GrammarError, name, "an engine of this machine", "a server, which chooses tokens by itself")
         self.grammar = None if schema is None else Grammar(schema)
 
     @property
@@ -93,7 +77,8 @@ class Conversation:
         return [message for message in self.history if message.channel != "analysis"]
 
     def prompt(self, text):
-        """The ids that ask `text` after all that was said. Raises ValueError for what cannot be asked."""
+        """The ids that ask `text` after all that was said. None: those with which the turn goes on, with its thoughts.
+        Raises ValueError for what cannot be asked."""
         date, spaces = self.date or today.today().isoformat(), {}
         for space in (tool.namespace for tool in self.tools):
             functions = spaces[space.name].functions if space.name in spaces else ()
@@ -107,18 +92,25 @@ class Conversation:
             developer.append(("\n\n" if developer else "") + response_format(self.schema))
         if developer:
             messages.append(Message("developer", developer))
-        return render([*messages, *self.messages, Message("user", text)], self.tokenizer)
+        if text is not None:
+            return render([*messages, *self.messages, Message("user", text)], self.tokenizer)
+        asked = max((n for n, message in enumerate(self.history) if message.role == "user"), default=-1)
+        messages += [message for n, message in enumerate(self.history) if n > asked or message.channel != "analysis"]
+        return render(messages, self.tokenizer)
 
     def ask(self, text, **sampling):
         """Yield the reply as it comes, in pieces (channel, text). The channels are the model's "analysis", "commentary"
         and "final"; "call", what it tells a tool, and "result", what it is told; and "note", in which this program says
         how the reply goes and ends.
 
+        text None: no new question, but the turn goes on from the history as it is. So after a call that ended it, once
+        the result is in the history.
+
         Raises ValueError, before anything is changed, if the question cannot be asked. However the reply ends, also by
         an exception or by closing this generator, the question and what was answered until then are kept."""
         ids = self.prompt(text)
         reply = self._generate(ids, **sampling)
-        self.history.append(Message("user", text))
+        self.history += [] if text is None else [Message("user", text)]
         return self._turn(ids, reply, sampling)
 
     def undo(self):
@@ -139,8 +131,9 @@ class Conversation:
                     arguments[f"{space.name}.{function.name}"] = grammar_of(function.parameters) if held else None
                 if not space.functions:
                     arguments[space.name] = None
-            if self.grammar or any(arguments.values()):
-                sampling["logits_processor"] = Constraint(self.tokenizer, self.grammar, arguments, **sampling)
+            if self.grammar or self.must or any(arguments.values()):
+                constraint = Constraint(self.tokenizer, self.grammar, arguments, must=self.must, **sampling)
+                sampling["logits_processor"] = constraint
         return self.engine.generate(ids, **sampling)
 
     def _turn(self, ids, reply, sampling):
@@ -148,7 +141,8 @@ class Conversation:
         thoughts too, and nothing has to be read twice."""
         total, limit = 0, sampling.get("max_tokens")
         for calls in range(CALLS + 1):
-            reader, generated, repeats = Reader(self.tokenizer), [], False
+            self.reader = reader = Reader(self.tokenizer)
+            generated, repeats = [], False
             try:
                 for id in reply:
                     generated.append(id)
@@ -162,6 +156,9 @@ class Conversation:
                 self.history += reader.said()
                 getattr(reply, "close", int)()  # a server would go on, for nobody
             total += len(generated)
+            if reader.call and (tool := self.tool(reader.call.recipient)) and tool.call is None:
+                self.history.append(reader.call)
+                return
             if not (reader.call and self.tools) or calls == CALLS or total == limit:
                 break
             yield from self._call(reader.call)
@@ -206,7 +203,7 @@ class Conversation:
         yield "result", result
 
     def _result(self, call):
-        tool = self._tool(call.recipient)
+        tool = self.tool(call.recipient)
         if tool is None:
             return self._shorten(f"Unknown function: {call.recipient}")
         try:
@@ -214,7 +211,7 @@ class Conversation:
         except Exception as error:  # whatever it is: the model is told, and can try something else
             return self._shorten(f"Error: {str(error) or type(error).__name__}")
 
-    def _tool(self, recipient):
+    def tool(self, recipient):
         """The tool that is meant by `namespace.function`, or None. Models also write functions.python for python, and
         sometimes the function alone."""
         first, _, second = recipient.partition(".")
@@ -370,27 +367,29 @@ class Reader:
 
 class Constraint:
     """A logits_processor by which answers keep to the grammar `answer`, and the arguments of a function to its grammar
-    in `arguments`, {recipient: grammar or None}. The other parameters are those of gptoss.generate; a logits_processor
-    among them comes before this one.
+    in `arguments`, {recipient: grammar or None}. must: recipients, one of which the turn has to call. The other
+    parameters are those of gptoss.generate; a logits_processor among them comes before this one.
 
     Thoughts are free: the model reasons as it was trained to. But with an `answer` it has to write whole headers, with
-    a channel and no recipient but those in `arguments`, and only a complete answer ends the turn.
+    a channel and no recipient but those in `arguments`, and only a complete answer ends the turn. If it `must` call,
+    its headers are those of thoughts and of these calls.
 
     Of 200,000 ids hardly any need to be asked about. The largest of logits plus Gumbel noise is a draw from their
     softmax (the Gumbel-max trick, arXiv 2110.01515). So the first id in that order that the grammar takes is a draw
     from all that it takes, as if the others had been masked. (top_k, top_p and min_p come before the grammar. If they
     leave nothing that it takes, the likeliest id that it takes is written.)"""
 
-    def __init__(self, tokenizer, answer, arguments, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=None,
-                 logits_processor=None, **_):
-        self.before = logits_processor
+    def __init__(self, tokenizer, answer, arguments, *, must=(), temperature=1.0, top_k=0, top_p=1.0, min_p=0.0,
+                 seed=None, logits_processor=None, **_):
+        self.before, self.free = logits_processor, answer is None and not must  # free: any header
         self.tokenizer, self.answer, self.arguments = tokenizer, answer, arguments
         self.temperature, self.filters = temperature, (top_k, top_p, min_p)
         self.rng = np.random.default_rng(None if seed is None else [seed, 1])  # not the numbers that `sample` gets, too
         self.reader, self.count = Reader(tokenizer), 0  # count: of the ids that have been read
         self.grammar = self.state = None  # of the content being written, if it is held to one
-        headers = [f"<|channel|>{channel}" for channel in CHANNELS] + ["<|channel|>final <|constrain|>json"]
-        for recipient, channel, kind in product(arguments, CHANNELS[:2], ("", " json", " <|constrain|>json", " code")):
+        answers = [*(f"<|channel|>{channel}" for channel in CHANNELS), "<|channel|>final <|constrain|>json"]
+        headers, kinds = answers[:1] if must else answers, ("", " json", " <|constrain|>json", " code")
+        for recipient, channel, kind in product(must or arguments, CHANNELS[:2], kinds):
             headers += [f" to={recipient}<|channel|>{channel}{kind}", f"<|channel|>{channel} to={recipient}{kind}"]
         self.headers = [f"{header}<|message|>".encode() for header in headers]
 
@@ -404,7 +403,7 @@ class Constraint:
             stop = special["<|call|>" if reader.message.recipient else "<|return|>"]
             return self._hold(logits, lambda data: self.grammar.advance(self.state, data) is not None,
                               [stop] if self.grammar.complete(self.state) else [])
-        if self.answer is None:
+        if self.free:
             return logits
         if reader.message:  # a thought, a word in between, or a call: it may end, and that is all
             end = special["<|call|>" if reader.message.recipient else "<|end|>"]

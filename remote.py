@@ -16,6 +16,7 @@ from contextlib import closing, contextmanager, suppress
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from itertools import chain
 from numbers import Integral
+from socket import SHUT_RDWR
 from urllib.parse import quote, urlsplit
 
 from checkpoint import expect
@@ -36,7 +37,7 @@ class RemoteEngine:
 
     The server is asked at once what it has. Raises EngineError, or ValueError for what is no address and no key."""
 
-    processes_logits = False
+    processes_logits, socket = False, None  # socket: of the request that is under way
 
     def __init__(self, url, model=None, *, api_key=None, stop):
         try:
@@ -91,6 +92,11 @@ class RemoteEngine:
         return self._stream("/v1/completions", self._vllm_ids, stop, body | {
             "max_tokens": room, "return_token_ids": True, "stop_token_ids": sorted(stop), "ignore_eos": True,
             "skip_special_tokens": False})
+
+    def abort(self):
+        """Ends the request that is under way; from another thread, while this one waits for the server."""
+        with suppress(AttributeError, OSError):  # there is none, or it has ended
+            self.socket.shutdown(SHUT_RDWR)
 
     # ---- Events, and the ids in them --------------------------------------------------------------------------------
 
@@ -159,7 +165,8 @@ class RemoteEngine:
             with closing(self.connection(self.host, self.port, timeout=CONNECT)) as connection:
                 connection.connect()
                 patience = SILENCE
-                connection.sock.settimeout(SILENCE)
+                self.socket = connection.sock
+                self.socket.settimeout(SILENCE)
                 connection.request(method, self.path + path, body and json.dumps(body), headers)
                 with connection.getresponse() as answer:
                     status = answer.status

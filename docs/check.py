@@ -30,6 +30,8 @@ ALLOWED = {
     "torch/model.py", "torch/weights.py", "triton/model.py",  # files of github.com/openai/gpt-oss
     "tokenizer_config.json", "special_tokens_map.json",  # files of the Hub's models that the project does not read
     "settings.yml",  # SearXNG's
+    "config.toml", "opencode.json", "compatibility-test/",  # other programs', which talk to serve.py
+    "frequency_penalty", "presence_penalty", "logit_bias", "background",  # fields of OpenAI's API that it ignores
     "adapter_config.json", "adapter_model.safetensors", "base_model.model.model.layers.N.",  # PEFT's adapters, and
     "lora_alpha", "target_modules", "target_parameters",  # the keys of their configuration
     "norm_topk_prob",  # a key of Qwen's
