@@ -5,7 +5,6 @@
 The page makes the same changes in JavaScript; a test holds the two against each other.
 """
 
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +12,10 @@ from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run as a script, Python looks for modules in page/ only
-for variable in ("OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
-    os.environ.setdefault(variable, "1")  # the small model has no work for more
 
+import numba  # noqa: E402
 import numpy as np  # noqa: E402
+from threadpoolctl import threadpool_limits  # noqa: E402
 
 import gptoss  # noqa: E402
 import kernels  # noqa: E402
@@ -81,6 +80,8 @@ def main():
         each = expect_number(int(sys.argv[1]) if sys.argv[1:] else 10, int, 1, 1000, ValueError, "EACH")
     except ValueError as error:
         sys.exit(f"page/switches.py: {error}")
+    numba.set_num_threads(1)  # the small model has no work for more
+    threadpool_limits(1)
     tokenizer, names = tokenizers.load(ROOT / "nano"), [task for task in tasks.TASKS if task != "chat"]
     switches = {"intact": (object, gptoss.Model), "sink off": (NoSink, gptoss.Model),
                 "best expert only": (BestOnly, gptoss.Model), "softmax over all": (SoftmaxAll, gptoss.Model),
