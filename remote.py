@@ -38,6 +38,7 @@ class RemoteEngine:
     The server is asked at once what it has. Raises EngineError, or ValueError for what is no address and no key."""
 
     processes_logits, socket = False, None  # socket: of the request that is under way
+    progress = staticmethod(lambda: None)  # called when a request begins; what it raises ends that (as in LocalEngine)
 
     def __init__(self, url, model=None, *, api_key=None, stop):
         try:
@@ -167,6 +168,7 @@ class RemoteEngine:
                 patience = SILENCE
                 self.socket = connection.sock
                 self.socket.settimeout(SILENCE)
+                self.progress()  # from here on `abort` ends it; before, it could only be noticed
                 connection.request(method, self.path + path, body and json.dumps(body), headers)
                 with connection.getresponse() as answer:
                     status = answer.status

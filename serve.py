@@ -143,6 +143,8 @@ class Job:
                 piece = await asyncio.wait_for(self.queue.get(), SILENCE)
             except asyncio.TimeoutError:
                 piece = None
+            except asyncio.CancelledError:  # the program ends, and its patience too
+                raise Refused("the service has ended", 503, "server_error") from None
             if isinstance(piece, Exception):
                 raise piece
             yield piece
@@ -422,7 +424,8 @@ def parse_arguments(argv):
 
 
 def note(text):
-    print(text, file=sys.stderr, flush=True)
+    with suppress(OSError):  # nobody reads it any more, which is no reason to end an answer
+        print(text, file=sys.stderr, flush=True)
 
 
 def tools(args, tokenizer):
@@ -453,13 +456,14 @@ def main(argv=None):
         sock = socket.create_server((args.host, args.port), family=family)  # if it is taken, that is said at once
         model, tokenizer, directory = models.load(args.model, note, models.ask if not args.yes else lambda said: True)
         engine = LocalEngine(model, args.caches, args.prompt_cache, note)
-        hosts = (*LOCAL, args.host) if args.host in LOCAL else None
+        hosts = LOCAL if args.host in LOCAL else None
         name = directory.name if os.path.isdir(args.model) else args.model
         service = app(engine, tokenizer, model_name=name, api_key=args.api_key, hosts=hosts,
                       origins=args.cors, builtin=tools(args, tokenizer))
         if hosts is None and not args.api_key:
             note(f"{args.host}: other machines can reach this, and there is no --api-key.")
-        note(f"http://{args.host}:{sock.getsockname()[1]}/v1   {name}, context {engine.context:,} tokens")
+        host = f"[{args.host}]" if family == socket.AF_INET6 else args.host
+        note(f"http://{host}:{sock.getsockname()[1]}/v1   {name}, context {engine.context:,} tokens")
         config = uvicorn.Config(service, log_level="warning", timeout_graceful_shutdown=3)
         uvicorn.Server(config).run(sockets=[sock])
     except (ValueError, OSError) as error:

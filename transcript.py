@@ -72,8 +72,10 @@ def from_openai(messages, where="messages"):
     at once. Each call is followed by its result. Keys that it does not know are ignored. Raises ValueError for what it
     cannot read, a sentence that begins with `where`."""
     instructions, history, calls = [], [], set()
-    results = {message.get("tool_call_id"): message.get("content") for message in _expect(messages, list, where)
-               if isinstance(message, dict) and isinstance(message.get("tool_call_id"), str)}
+    results = {}  # of each id in order: some programs use one again in every turn
+    for message in _expect(messages, list, where):
+        if isinstance(message, dict) and isinstance(message.get("tool_call_id"), str):
+            results.setdefault(message["tool_call_id"], []).append(message.get("content"))
     for n, message in enumerate(messages):
         at = f"{where}[{n}]"
         role = _expect(message, dict, at).get("role")
@@ -111,10 +113,11 @@ def _assistant(message, text, calls, results, at):
         arguments = json.dumps(arguments) if isinstance(arguments, dict) else arguments
         id = _expect(call.get("id"), str, f"{where}.id")
         calls.add(id)
+        result = results[id].pop(0) if results.get(id) else "(no result)"
         said += [Message("assistant", _text(arguments, f"{where}.function.arguments"), channel=channel,
                          recipient=recipient, content_type="<|constrain|>json" if channel == "commentary" else None),
-                 Message("tool", _text(results.get(id, "(no result)"), f"the result of {id}"[:100]), name=recipient,
-                         recipient="assistant", channel=channel)]
+                 Message("tool", _text(result, f"the result of {id}"[:100]), name=recipient, recipient="assistant",
+                         channel=channel)]
     return said
 
 

@@ -137,7 +137,7 @@ def choice(body, functions, builtin):
                        for tool in get(about, "tools", list, [])]
             functions = [function for function in functions if function.name in allowed]
             return functions, builtin, [f.name for f in functions] if about.get("mode") == "required" else []
-        if said.get("type") in BUILTIN:
+        if said.get("type") in [*BUILTIN]:  # a list, because what is said may have no hash
             return functions, builtin, []
         name = about.get("name")
         expect(name in names, ValueError, "tool_choice", f"one of the functions, {', '.join(names)}", repr(name))

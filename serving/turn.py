@@ -149,6 +149,7 @@ def conversation(request, engine, tokenizer, tools=()):
 
 def check(request, engine, tokenizer):
     """Raises ValueError for a request that cannot be answered, before it waits for its turn."""
+    fits(len(request.history), engine)  # a message is a token at least: of a million it costs too much to count them
     watch = Watch(engine, tokenizer, threading.Event(), request.top)
     fits(len(conversation(request, watch, tokenizer).prompt(None)), engine)
 
@@ -163,9 +164,9 @@ def answer(request, engine, tokenizer, builtin, gone):
     """Yields Pieces and an End. builtin: {"python" or "browser": a function that makes the tool}. gone: an Event."""
     watch = Watch(engine, tokenizer, gone, request.top)
     with ExitStack() as stack:
-        tools = [builtin[name]() for name in sorted(request.builtin & builtin.keys())]
+        tools = [stack.enter_context(closing(builtin[name]())) for name in sorted(request.builtin & builtin.keys())]
         for tool in tools:
-            stack.callback(tool.close)
+            tool.progress = watch.check  # code may run for minutes, for nobody
         chat = conversation(request, watch, tokenizer, tools)
         watch.thinking = lambda: bool(chat.reader.message) and chat.reader.message.channel == "analysis"
         reply = stack.enter_context(closing(chat.ask(None, **request.sampling)))
@@ -175,6 +176,9 @@ def answer(request, engine, tokenizer, builtin, gone):
             reply = cited(reply, browser)
         until, shown, called = Until(request.stop), False, None
         for channel, text in reply:
+            if until.held and channel != "final":  # it has not become a stop sequence
+                yield Piece("text", until.held)
+                until.held = ""
             if channel == "final":
                 logprobs, text = watch.taken(), until.feed(text)
                 if text or logprobs:
@@ -231,7 +235,8 @@ def complete(request, engine, tokenizer, gone):
             data = tokenizer.decode_bytes([id]) if id < tokenizer.vocab_size else b"\xff"
             piece = Piece("ids", until.feed(decoder.decode(b"" if id in hidden else data)), [id], watch.taken())
             if until.found is not None or id in stop | wanted:
-                yield watch.end("stop", id if id in wanted else until.found, piece)
+                rest = "" if until.found is not None else until.held + decoder.decode(b"", final=True)
+                yield watch.end("stop", id if id in wanted else until.found, piece._replace(text=piece.text + rest))
                 return
             yield piece
     yield watch.end("length", None, Piece("ids", until.held + decoder.decode(b"", final=True), []))

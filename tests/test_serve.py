@@ -329,6 +329,17 @@ def test_a_stop_sequence_in_pieces():
     assert [until.feed(text) for text in ("xa", "b", "ab", "c")] == ["x", "", "ab", ""] and until.found == "abc"
 
 
+def test_what_might_have_become_a_stop_sequence_is_text(ask):
+    """At the end of a completion too, and before a call, not behind it."""
+    body = {"stop": ["zebra"], "max_tokens": 50}
+    [choice] = ask("It is a z[return]", "completions", body | {"prompt": "?"})["choices"]
+    assert (choice["text"], choice["finish_reason"]) == ("It is a z", "stop")
+    both = "[channel]final[message]It is a z[end][start]assistant" + CALL.removeprefix(THOUGHT)
+    found = ask(both, "responses", body | {"input": "?", "tools": [FLAT]})["output"]
+    assert [item["type"] for item in found] == ["message", "function_call"]
+    assert found[0]["content"][0]["text"] == "It is a z"
+
+
 def test_log_probabilities(nano, tokenizer):
     """Of each token of the answer, in both APIs: those of the model, and the likeliest first at temperature 0."""
     app = serve.app(LocalEngine(nano), tokenizer)
@@ -424,6 +435,22 @@ def test_built_in_tools_run_only_where_they_are_allowed(ask):
     assert "python" not in prompt(ask) and len(closed) == 2
 
 
+def test_a_tool_that_cannot_start_leaves_no_other_open(tokenizer):
+    class Fake:
+        from harmony import BROWSER as namespace
+        call, closed = None, 0
+
+        def close(self):
+            Fake.closed += 1
+
+    def broken():
+        raise ValueError("python: expected a folder, found none")
+
+    app = serve.app(Answering(tokenizer), tokenizer, builtin={"browser": Fake, "python": broken})
+    body = {"input": "?", "tools": [{"type": "code_interpreter"}, {"type": "web_search"}]}
+    assert post(app, "responses", body)[0] == 400 and Fake.closed == 1
+
+
 def test_the_browser_cites_what_it_read(ask, tokenizer, tmp_path):
     from tools.browser import Browser, Folder
 
@@ -453,6 +480,7 @@ def test_the_browser_cites_what_it_read(ask, tokenizer, tmp_path):
     ("responses", {"input": "?", "reasoning": {"effort": "huge"}}, 400, "reasoning.effort", None),
     ("responses", {"input": "?", "tools": [{"type": "function", "name": "a b"}]}, 400, "tools[0].name", None),
     ("responses", {"input": "?", "tool_choice": {"type": "function", "name": "x"}}, 400, "tool_choice", None),
+    ("responses", {"input": "?", "tool_choice": {"type": []}}, 400, "tool_choice", None),
     ("responses", {"input": "?", "text": {"format": {"type": "xml"}}}, 400, "text.format", None),
     ("responses", {"input": "?", "text": {"format": {"type": "json_schema", "schema": {"not": {}}}}},
      400, "schema", None),
@@ -460,6 +488,7 @@ def test_the_browser_cites_what_it_read(ask, tokenizer, tmp_path):
      400, "input[0].content[0]", None),
     ("responses", {"input": "\ud800"}, 400, "encode", None),
     ("responses", {"input": "a b " * 20_000}, 400, "input", "context_length_exceeded"),
+    ("responses", {"input": [{"role": "user", "content": ""}] * 20_000}, 400, "input", "context_length_exceeded"),
     ("chat/completions", {}, 400, "messages", None), ("chat/completions", USER | {"n": 2}, 400, "n", None),
     ("chat/completions", {"messages": [{"role": "king"}]}, 400, "messages[0].role", None),
     ("chat/completions", {"messages": [{"role": "tool", "tool_call_id": "x"}]}, 400, "messages[0].tool_call_id", None),
@@ -655,6 +684,21 @@ def test_a_client_that_leaves_while_its_prompt_is_read(nano, tokenizer):
         assert engine.cache.length == read < 2999
 
 
+@pytest.mark.skipif(os.name != "posix", reason="code runs in a process group")
+def test_a_client_that_leaves_while_its_code_runs(tokenizer):
+    """The code ends, and the next client gets its answer."""
+    from tools.python import Python
+
+    code = THOUGHT + " to=python[channel]analysis code[message]import time; time.sleep(60)[call]"
+    engine = Answering(tokenizer, lambda text: code if "Sleep!" in text else ANSWER)
+    body = {"input": "Sleep!", "tools": [{"type": "code_interpreter"}]}
+    with running(serve.app(engine, tokenizer, builtin={"python": Python})) as url:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/v1/responses", json=body, timeout=1)
+        assert httpx.post(f"{url}/v1/responses", json={"input": "?"}, timeout=20).json()["status"] == "completed"
+    assert len(engine.prompts) == 2
+
+
 def test_a_client_that_waits_hears_that_it_is_not_forgotten(tokenizer, monkeypatch):
     """response.in_progress again and again in Responses, which Codex wants; a comment in Chat."""
     monkeypatch.setattr(serve, "SILENCE", 0.1)
@@ -684,6 +728,20 @@ def test_a_remote_engine_is_let_go_when_the_client_leaves(tokenizer, serve):
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{url}/v1/responses", json={"input": "?"}, timeout=0.5)
         assert server.gone.wait(5)
+
+
+def test_a_client_that_left_before_a_remote_engine_was_reached(tokenizer, serve):
+    """Then there was nothing yet that `abort` could end, and the server is not waited for."""
+    from servers import WAIT, vllm
+
+    from serving.turn import Gone, Watch
+
+    server = serve(vllm([WAIT]))
+    gone = threading.Event()
+    ids = Watch(server.engine(), tokenizer, gone).generate([1, 2])
+    gone.set()
+    with pytest.raises(Gone):
+        next(ids)
 
 
 # ---- Parts ----------------------------------------------------------------------------------------------------------
@@ -736,6 +794,21 @@ def test_the_command(tmp_path):
             finally:
                 process.send_signal(signal.SIGINT)
         assert process.returncode == 130
+
+
+def test_the_command_is_stopped_during_a_reply():
+    """The client hears it, in an event, and the log has no traceback."""
+    body = {"prompt": "?", "max_tokens": 4000, "ignore_eos": True, "stream": True}
+    with command("--port", "0", env=os.environ | {"NUMBA_NUM_THREADS": "1"}) as process:
+        url = next(line for line in process.stderr if line.startswith("http://")).split()[0]
+        with httpx.stream("POST", f"{url}/completions", json=body, timeout=60) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGINT)
+            *_, last = filter(None, lines)
+        said = process.stderr.read()
+    assert process.returncode == 130 and "Traceback" not in said
+    assert "the service has ended" in last or last == "data: [DONE]"  # on a fast machine the reply is at its end before
 
 
 def test_what_the_command_cannot_use(tmp_path):

@@ -84,6 +84,16 @@ def test_what_other_programs_write():
     assert transcript.from_openai(transcript.to_openai(history)) == (None, history)
 
 
+def test_an_id_that_is_used_again():
+    """Some programs count calls from the beginning in every turn: each gets the result that follows it."""
+    messages = []
+    for result in ("1", "2"):
+        call = {"id": "call_0", "function": {"name": "next", "arguments": "{}"}}
+        messages += [{"role": "assistant", "tool_calls": [call]},
+                     {"role": "tool", "tool_call_id": "call_0", "content": result}]
+    assert [message.content for message in transcript.from_openai(messages)[1]] == ["{}", "1", "{}", "2"]
+
+
 def test_a_call_without_a_result_gets_one():
     messages = [{"role": "assistant", "tool_calls": [{"id": "x", "function": {"name": "add", "arguments": "{}"}}]}]
     assert transcript.from_openai(messages)[1][1] == Message("tool", "(no result)", name="functions.add",

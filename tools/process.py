@@ -21,6 +21,7 @@ from pathlib import Path
 
 SHOWN = 15_800  # characters of output that are kept; a result of a tool is cut at 16,000, and some are for remarks
 LONGEST = 1 << 20  # bytes of a reply
+POLL = 0.5  # seconds between two calls of `progress`
 
 
 class Ended(ValueError):
@@ -30,7 +31,10 @@ class Ended(ValueError):
 
 class Process:
     """arguments: those of child.py. confined: without a network where `without_network` can have that, and without the
-    environment of this program. The process starts with the first request."""
+    environment of this program. The process starts with the first request. `progress`: a function that is called again
+    and again while a request is under way. What it raises ends that, and the process."""
+
+    progress = staticmethod(lambda: None)
 
     def __init__(self, *arguments, confined=False, env=None, cwd=None):
         self.command = [sys.executable, str(Path(__file__).with_name("child.py")), *arguments]
@@ -78,7 +82,8 @@ class Process:
             for pipe in (requests, replies, shown):
                 selector.register(pipe, selectors.EVENT_WRITE if pipe is requests else selectors.EVENT_READ)
             while not reply.endswith(b"\n") and len(reply) < LONGEST:
-                ready = selector.select(deadline - time.monotonic())
+                ready = selector.select(min(deadline - time.monotonic(), POLL))
+                self.progress()
                 if time.monotonic() >= deadline:
                     raise Ended(f"timed out after {seconds:g} s")
                 for pipe in (key.fileobj for key, _ in ready):

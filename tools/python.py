@@ -20,15 +20,16 @@ RESTARTED = "the session was restarted: its variables are gone"
 
 class Python:
     """confirm: a function that is asked with the code before each run, and says whether it may run; None: it may.
-    `offline`: whether the code has no network."""
+    `offline`: whether the code has no network. `progress`: see Process."""
 
-    namespace = harmony.PYTHON
+    namespace, progress = harmony.PYTHON, staticmethod(lambda: None)
 
     def __init__(self, confirm=None):
         self.confirm, self.offline, self.lost = confirm, bool(without_network()), False
         self.folder = tempfile.TemporaryDirectory(prefix="python-", ignore_cleanup_errors=True)
         env = {"LANG": "C.UTF-8", "HOME": self.folder.name, "TMPDIR": self.folder.name}
         self.process = Process("python", confined=True, env=env, cwd=self.folder.name)
+        self.process.progress = lambda: self.progress()
 
     def call(self, recipient, content):
         """What the code shows: what it prints, the value of its last line if that is an expression, its traceback."""
