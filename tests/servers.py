@@ -2,6 +2,7 @@
 
 import json
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from remote import RemoteEngine
@@ -63,8 +64,10 @@ class Handler(BaseHTTPRequestHandler):
                 return
             if event == WAIT:
                 self.connection.settimeout(30)
-                if self.connection.recv(1) == b"":  # the client has closed its side
-                    self.server.gone.set()
+                with suppress(ConnectionError):  # closed with something unread, which is as good as closed
+                    if self.connection.recv(1) != b"":
+                        return
+                self.server.gone.set()
                 return
             data = (event if isinstance(event, str) else f"data: {json.dumps(event)}\n\n").encode()
             self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
