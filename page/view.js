@@ -78,7 +78,7 @@ function progress(run) {
 }
 
 function finished(run) {
-  $("answer").textContent = `${nameOf(run)}: ${answerOf(run)}`; // for those who listen
+  $("answer").textContent = `${nameOf(run)}: ${answerOf(run) || "no answer"}`; // for those who listen
   heading(run);
   runButtons();
   verdict();
@@ -88,10 +88,11 @@ function finished(run) {
   refresh();
 }
 
-/* Until the reader chooses: the head that copies most, and to be switched off the expert with most to do. */
+/* Until the reader chooses: the head that copies most, and to be switched off the expert with most to do. (While it is
+   switched off it stays the same one: the changed run is of this expert.) */
 function firstLook(trace) {
   if (!state.headChosen) [state.layer, state.head] = copyingHead(trace);
-  if (!state.config || trace.changes.length || state.expertChosen) return;
+  if (!state.config || trace.changes.length || state.expertChosen || $("switch-expertOff").checked) return;
   const work = new Map(); // "layer expert": the sum of its weights
   for (const token of trace.tokens)
     if (!token.given) token.layers?.forEach((layer, i) => layer.experts.forEach(([e, weight]) =>
@@ -280,11 +281,10 @@ function runButtons() {
   }));
 }
 
-/* The answer of a run: what was said last on channel final, or else at all. */
+/* The answer of a run: what was said on channel final, or "". */
 function answerOf(run) {
-  const written = run.trace.tokens.filter((token) => !token.given && token.part === "content" && !token.special);
-  const final = written.filter((token) => token.channel === "final");
-  return final.map((token) => token.text).join("").trim();
+  return run.trace.tokens.filter((token) => !token.given && token.channel === "final" && token.part === "content" &&
+    !token.special).map((token) => token.text).join("").trim();
 }
 
 /* What there is to say of two runs side by side: their answers, and where they part. */
@@ -393,8 +393,14 @@ function begin() {
     },
   };
   offer();
-  const wanted = new URLSearchParams(location.hash.slice(1));
-  $("question").value = wanted.get("question") ?? EXAMPLES[0];
+  addEventListener("hashchange", askAddress);
+  askAddress();
+}
+
+/* Asks what the address of the page says, no longer than what can be typed. */
+function askAddress() {
+  const wanted = new URLSearchParams(location.hash.slice(1)), field = $("question");
+  field.value = (wanted.get("question") ?? EXAMPLES[0]).slice(0, field.maxLength);
   if (EFFORTS.includes(wanted.get("effort"))) document.querySelector(`[value=${wanted.get("effort")}]`).checked = true;
   buttons();
   ask();
