@@ -6,6 +6,7 @@
    one of them is looked at: the one under the mouse, or else the one that was kept by a click, a tap or a key. */
 
 const MOST = 600; // tokens of a reply; what goes on longer has lost itself
+const STOPPED = "stopped"; // the note of a run that the reader has cut short
 const SLICE = 12; // milliseconds of computing between two looks at what the reader does
 const EXAMPLES = ["What is 23 * 41?", "How many r's are in strawberry?", "Which is larger, 9.9 or 9.11?",
   "Spell harmony backwards.", "Sort banana."];
@@ -60,7 +61,7 @@ async function start(question, effort, changes, keepBeside = null) {
     await pause(slow && writing ? 20 : 0);
   }
   const written = run.trace.tokens.filter((token) => !token.given).length;
-  if (!ended) run.note = "stopped";
+  if (!ended) run.note = STOPPED;
   else if (!state.config.eos_token_id.includes(run.trace.tokens.at(-1).id))
     run.note = `stopped after ${written} tokens`;
   state.running = null;
@@ -148,14 +149,14 @@ function ask() {
       return;
     }
     const intact = known ?? await start(question, effort, {});
-    if (state.waiting === mine && !intact.note) await start(question, effort, changes, intact);
+    if (state.waiting === mine) await start(question, effort, changes, intact);
   });
 }
 
 /* A run like this that is there already. (It would be the same again: the likeliest token is not drawn by chance.) */
 function find(question, effort, changes) {
   const like = (run) => [run.question, run.effort, ...describeChanges(run.changes)].join("\n");
-  return state.runs.find((run) => like(run) === like({ question, effort, changes }) && !run.note);
+  return state.runs.find((run) => like(run) === like({ question, effort, changes }) && run.note !== STOPPED);
 }
 
 /* The question at low effort and at high effort, side by side. */
@@ -165,9 +166,10 @@ function askBoth() {
   afterwards(async () => {
     const mine = state.waiting, changes = changesWanted();
     const low = find(question, "low", changes) ?? await start(question, "low", changes);
+    if (state.waiting !== mine) return;
     const high = find(question, "high", changes);
     if (high) display([low, high]);
-    else if (state.waiting === mine && !low.note) await start(question, "high", changes, low);
+    else await start(question, "high", changes, low);
   });
 }
 

@@ -297,6 +297,23 @@ def test_a_run_can_be_stopped(browser, files):
     assert browser.evaluate("state.runs[0].note") == "stopped"
     assert browser.evaluate("state.runs[0].trace.tokens.length") < 250
     assert browser.evaluate("document.getElementById('run').textContent") == "Run"
+    browser.evaluate("document.getElementById('slow').click(), ask()")
+    browser.wait(f"state.runs.length === 2 && {DONE}")  # high effort is there now
+    browser.evaluate("document.getElementById('slow').click(), document.getElementById('both').click()")
+    browser.wait("state.running && state.running.trace && !state.running.trace.tokens.at(-1).given")
+    browser.evaluate("document.getElementById('run').click()")
+    browser.wait(DONE, 5)
+    assert browser.evaluate("[state.shown.length, state.shown[0].effort, state.shown[0].note]") == [1, "low", "stopped"]
+
+
+def test_a_reply_that_does_not_end_is_compared_too(fresh):
+    fresh.evaluate("state.config.max_position_embeddings = 100, document.getElementById('both').click()")
+    fresh.wait(f"state.shown.length === 2 && {DONE}")
+    notes = fresh.evaluate("state.shown.map((run) => `${run.effort} ${run.note}`)")
+    assert notes[0].startswith("low stopped after ") and notes[1] == "high "  # (that was there already)
+    fresh.evaluate("document.getElementById('switch-noSink').click()")
+    fresh.wait(f"state.shown[1].changes.noSink && {DONE}")
+    assert fresh.evaluate("state.shown[1].note").startswith("stopped after ")
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
