@@ -24,7 +24,7 @@ from checkpoint import expect_number
 from conversation import Conversation, LocalEngine
 from harmony import EFFORTS
 from remote import EngineError, RemoteEngine
-from terminal import Screen, Terminal, cited, clean, raw
+from terminal import Screen, Terminal, cited, clean, raw, sentence
 
 STATE = Path(os.environ.get("XDG_STATE_HOME", ""))  # where what was typed is kept
 STATE = (STATE if STATE.is_absolute() else Path("~/.local/state").expanduser()) / "gpt-oss"
@@ -300,11 +300,6 @@ class Chat:
                          'backslash before Enter. """ opens and closes a text of several lines.')
 
 
-def sentence(error):
-    """An OSError as FILE: WHAT."""
-    return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
-
-
 def file(argument, command):
     """The file that a command names."""
     if not argument:
@@ -406,7 +401,7 @@ def main(argv=None):
         if isinstance(error, BrokenPipeError):
             sys.stderr.close()  # whoever read our output has left; Python would complain that it cannot write the rest
             return 0
-        print(f"chat.py: {clean(sentence(error) if isinstance(error, OSError) else str(error))}", file=sys.stderr)
+        print(f"chat.py: {clean(sentence(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

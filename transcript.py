@@ -142,16 +142,21 @@ def _expect(value, kind, where):
 
 def save(path, history, *, instructions=None, effort="medium"):
     """Writes a conversation, whole or not at all. Raises OSError."""
-    path, messages = Path(path), to_openai(history)
+    messages = to_openai(history)
     if instructions is not None:
         messages.insert(0, {"role": "developer", "content": instructions})
     text = json.dumps({"reasoning_effort": effort, "messages": messages}, ensure_ascii=False, indent=2)
+    write(Path(path), text.encode(errors="surrogatepass") + b"\n")
+
+
+def write(path, data):
+    """Writes a file, whole or not at all. Raises OSError."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     if path.exists() and not path.is_file():
         raise OSError(errno.EEXIST, "expected a name for a file, found a directory or a device", str(path))
     try:
         with open(beside, "xb") as file:
-            file.write(text.encode(errors="surrogatepass") + b"\n")
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())  # before the name changes: else a crash could leave an empty file under it
         os.replace(beside, path)

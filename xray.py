@@ -37,10 +37,11 @@ import gptoss
 import models
 import simd
 import tokenizer as tokenizers
+import transcript
 from checkpoint import bf16_to_float32, expect, expect_number, read_config, read_json
 from conversation import CHANNEL, STOPS, Conversation, LocalEngine
 from harmony import EFFORTS, ROLES
-from terminal import clean
+from terminal import clean, sentence
 
 BEST = 3  # tokens of each prediction that are kept
 ROWS = 32  # streams that go through the unembedding at once: of a large vocabulary, 512 would take 400 MB
@@ -404,14 +405,7 @@ def writable(path):
 
 def write(path, text):
     """Writes a file, whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(text, encoding="utf-8", errors="replace")
-        os.replace(beside, path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None  # and not the name beside it
-    finally:
-        beside.unlink(missing_ok=True)
+    transcript.write(path, text.encode(errors="replace"))
 
 
 # ---- The command ----------------------------------------------------------------------------------------------------
@@ -439,9 +433,11 @@ def parse_arguments(argv):
     add("--html", metavar="FILE", help="write a page to look at the trace in a browser")
     add("--page", metavar="FILE", help="write a page in which the model itself runs; without a question")
     args = parser.parse_args(argv)
-    if args.page and args.question is not None:
-        parser.error("--page: expected no question, found one; --html writes the page of a run")
-    if not args.page and not (args.question or "").strip():
+    if args.page is not None:
+        for name, value in ("question", args.question), ("--json", args.json), ("--html", args.html):
+            if value is not None:
+                parser.error(f"--page: expected no {name}, found one; --html writes the page of a run")
+    elif not (args.question or "").strip():
         parser.error('expected a question, as in: python xray.py "What is 23 * 41?", found none')
     return args
 
@@ -459,13 +455,16 @@ def load(name, note):
 
 def examine(args):
     """Does what the options ask for."""
-    files = {kind: writable(path) for kind in ("json", "html", "page") if (path := getattr(args, kind))}
+    files = {kind: writable(path) for kind in ("json", "html", "page") if (path := getattr(args, kind)) is not None}
+    if args.json is not None and args.html is not None:
+        expect(files["json"].resolve() != files["html"].resolve(), ValueError, "--html", "another file than --json",
+               f"{args.html}, the same")
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
 
     def note(text):
         errors.print(Text(clean(text), "dim"))
 
-    if args.page:
+    if args.page is not None:
         write(files["page"], page(checkpoint=checkpoint_of(models.find(args.model, note))))
         return
     model, tokenizer, name = load(args.model, note)
@@ -474,9 +473,9 @@ def examine(args):
                     max_tokens=args.max_tokens, progress=lambda tokens: status.update(f"{tokens:,} tokens"))
     if args.token is not None:
         expect_number(args.token, int, 1, len(trace["tokens"]) - 1, ValueError, "--token")
-    if args.json:
+    if args.json is not None:
         write(files["json"], in_json(plain(trace)) + "\n")
-    if args.html:
+    if args.html is not None:
         write(files["html"], page(trace))
     View(trace, tokenizer, console).show(args.token)
 
@@ -488,8 +487,7 @@ def main(argv=None):
     try:
         examine(args)
     except (ValueError, OSError) as error:
-        said = f"{error.filename}: {error.strerror}" if getattr(error, "strerror", None) else str(error)
-        print(f"xray.py: {clean(said)}", file=sys.stderr)
+        print(f"xray.py: {clean(sentence(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

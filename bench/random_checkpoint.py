@@ -42,6 +42,8 @@ def atomic_write(path):
         with open(partial, "wb") as out:
             yield out
         os.replace(partial, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None  # and not the partial file
     finally:
         partial.unlink(missing_ok=True)
 

@@ -13,6 +13,7 @@ import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from pathlib import Path
 
 import gptoss
@@ -46,6 +47,8 @@ def main():
             picture(results, args.each, args.picture)
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
+    except KeyboardInterrupt:
+        sys.exit(130)
     except BrokenProcessPool:
         parser.exit(2, f"{parser.prog}: a measuring process ended before its time (out of memory?)\n")
 
@@ -53,7 +56,9 @@ def main():
 def run(names, model, backend, each):
     """Measures and prints; the table's Scores. A fifth of the problems is tried with the calculator."""
     fifth = max(1, each // 5)
-    with ProcessPoolExecutor(os.cpu_count(), initializer=begin, initargs=(model, backend)) as pool:
+    with ExitStack() as stack:
+        pool = stack.enter_context(ProcessPoolExecutor(os.cpu_count(), initializer=begin, initargs=(model, backend)))
+        stack.callback(pool.shutdown, cancel_futures=True)  # at Ctrl-C what waits is not begun
         results = {(task, effort): pool.submit(job, measure, task, effort, each)
                    for task in names for effort in tasks.EFFORTS}
         slips = [pool.submit(job, recover, task, each) for task in names if task != "chat"]

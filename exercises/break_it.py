@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -168,7 +169,8 @@ def main():
         print("\n\n".join(f"{name} ({named(name).function})\n{mistakes.diff(named(name))}" for name in names))
         return
     began, scores = time.perf_counter(), {}
-    with ProcessPoolExecutor(min(os.cpu_count() or 1, len(names) + 1)) as pool:
+    with ProcessPoolExecutor(min(os.cpu_count() or 1, len(names) + 1)) as pool, ExitStack() as stack:
+        stack.callback(pool.shutdown, cancel_futures=True)  # at Ctrl-C what waits is not begun
         jobs = {name or "none": pool.submit(measure, name) for name in (None, *names)}
         for name, job in jobs.items():
             scores[name] = job.result()
@@ -184,3 +186,6 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has left; Python would complain that it cannot write the rest
+        sys.exit(1)

@@ -391,3 +391,6 @@ if __name__ == "__main__":
         sys.exit(main())
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has left; Python would complain that it cannot write the rest
+        sys.exit(1)

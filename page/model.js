@@ -166,12 +166,8 @@ function attention(q, k, v, sinks, first, S, { H, G, D }) {
 /* The K best of E experts, best first: [[e, weight], ...]. The weights are a softmax over those K. */
 function route(logits, K, changes) {
   const order = Array.from(logits.keys()).sort((a, b) => logits[b] - logits[a] || a - b).slice(0, K);
-  if (changes.softmaxAll) {
-    const p = softmax(logits);
-    return order.map((e, slot) => [e, changes.bestOnly ? Number(slot === 0) : p[e]]);
-  }
-  const p = softmax(order.map((e) => logits[e]));
-  return order.map((e, slot) => [e, changes.bestOnly ? Number(slot === 0) : p[slot]]);
+  const all = changes.softmaxAll, p = softmax(all ? logits : order.map((e) => logits[e]));
+  return order.map((e, slot) => [e, changes.bestOnly ? Number(slot === 0) : p[all ? e : slot]]);
 }
 
 /* Clamped SwiGLU: [2F] -> [F]. Gate and up are interleaved: even rows gate, odd rows up. */

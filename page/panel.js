@@ -109,8 +109,8 @@ class Panel {
       ["heads", "sink", "experts", "size", "lens"].map((name) => this.sentence(name)),
       token.layers.map((layer, i) => h("div", { class: "layer", role: "group", "aria-label": `layer ${i}` },
         h("h4", {}, `layer ${i}`,
-          h("span", { class: "dim" }, this.trace.model.layer_types[i] === "sliding_attention" ? " sees the last " +
-            `${this.windowOf()}` : " sees all")),
+          h("span", { class: "dim" }, this.trace.model.layer_types[i] === "sliding_attention" ?
+            ` sees the last ${this.windowOf()}` : " sees all")),
         this.size(layer, largest),
         this.heads(layer, i),
         i === this.layer && this.looks(layer.heads[this.head]),

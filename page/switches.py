@@ -76,8 +76,9 @@ def with_kernels(changed):
 
 
 def main():
+    given = sys.argv[1] if sys.argv[1:] else "10"
     try:
-        each = expect_number(int(sys.argv[1]) if sys.argv[1:] else 10, int, 1, 1000, ValueError, "EACH")
+        each = expect_number(int(given) if given.isdecimal() else given, int, 1, 1000, ValueError, "EACH")
     except ValueError as error:
         sys.exit(f"page/switches.py: {error}")
     numba.set_num_threads(1)  # the small model has no work for more

@@ -6,6 +6,7 @@
    one of them is looked at: the one under the mouse, or else the one that was kept by a click, a tap or a key. */
 
 const MOST = 600; // tokens of a reply; what goes on longer has lost itself
+const STOPPED = "stopped"; // the note of a run that the reader has cut short
 const SLICE = 12; // milliseconds of computing between two looks at what the reader does
 const EXAMPLES = ["What is 23 * 41?", "How many r's are in strawberry?", "Which is larger, 9.9 or 9.11?",
   "Spell harmony backwards.", "Sort banana."];
@@ -60,7 +61,7 @@ async function start(question, effort, changes, keepBeside = null) {
     await pause(slow && writing ? 20 : 0);
   }
   const written = run.trace.tokens.filter((token) => !token.given).length;
-  if (!ended) run.note = "stopped";
+  if (!ended) run.note = STOPPED;
   else if (!state.config.eos_token_id.includes(run.trace.tokens.at(-1).id))
     run.note = `stopped after ${written} tokens`;
   state.running = null;
@@ -78,7 +79,7 @@ function progress(run) {
 }
 
 function finished(run) {
-  $("answer").textContent = `${nameOf(run)}: ${answerOf(run)}`; // for those who listen
+  $("answer").textContent = `${nameOf(run)}: ${answerOf(run) || "no answer"}`; // for those who listen
   heading(run);
   runButtons();
   verdict();
@@ -88,10 +89,11 @@ function finished(run) {
   refresh();
 }
 
-/* Until the reader chooses: the head that copies most, and to be switched off the expert with most to do. */
+/* Until the reader chooses: the head that copies most, and to be switched off the expert with most to do. (While it is
+   switched off it stays the same one: the changed run is of this expert.) */
 function firstLook(trace) {
   if (!state.headChosen) [state.layer, state.head] = copyingHead(trace);
-  if (!state.config || trace.changes.length || state.expertChosen) return;
+  if (!state.config || trace.changes.length || state.expertChosen || $("switch-expertOff").checked) return;
   const work = new Map(); // "layer expert": the sum of its weights
   for (const token of trace.tokens)
     if (!token.given) token.layers?.forEach((layer, i) => layer.experts.forEach(([e, weight]) =>
@@ -147,14 +149,14 @@ function ask() {
       return;
     }
     const intact = known ?? await start(question, effort, {});
-    if (state.waiting === mine && !intact.note) await start(question, effort, changes, intact);
+    if (state.waiting === mine) await start(question, effort, changes, intact);
   });
 }
 
 /* A run like this that is there already. (It would be the same again: the likeliest token is not drawn by chance.) */
 function find(question, effort, changes) {
   const like = (run) => [run.question, run.effort, ...describeChanges(run.changes)].join("\n");
-  return state.runs.find((run) => like(run) === like({ question, effort, changes }) && !run.note);
+  return state.runs.find((run) => like(run) === like({ question, effort, changes }) && run.note !== STOPPED);
 }
 
 /* The question at low effort and at high effort, side by side. */
@@ -164,9 +166,10 @@ function askBoth() {
   afterwards(async () => {
     const mine = state.waiting, changes = changesWanted();
     const low = find(question, "low", changes) ?? await start(question, "low", changes);
+    if (state.waiting !== mine) return;
     const high = find(question, "high", changes);
     if (high) display([low, high]);
-    else if (state.waiting === mine && !low.note) await start(question, "high", changes, low);
+    else await start(question, "high", changes, low);
   });
 }
 
@@ -280,11 +283,10 @@ function runButtons() {
   }));
 }
 
-/* The answer of a run: what was said last on channel final, or else at all. */
+/* The answer of a run: what was said on channel final, or "". */
 function answerOf(run) {
-  const written = run.trace.tokens.filter((token) => !token.given && token.part === "content" && !token.special);
-  const final = written.filter((token) => token.channel === "final");
-  return final.map((token) => token.text).join("").trim();
+  return run.trace.tokens.filter((token) => !token.given && token.channel === "final" && token.part === "content" &&
+    !token.special).map((token) => token.text).join("").trim();
 }
 
 /* What there is to say of two runs side by side: their answers, and where they part. */
@@ -393,8 +395,14 @@ function begin() {
     },
   };
   offer();
-  const wanted = new URLSearchParams(location.hash.slice(1));
-  $("question").value = wanted.get("question") ?? EXAMPLES[0];
+  addEventListener("hashchange", askAddress);
+  askAddress();
+}
+
+/* Asks what the address of the page says, no longer than what can be typed. */
+function askAddress() {
+  const wanted = new URLSearchParams(location.hash.slice(1)), field = $("question");
+  field.value = (wanted.get("question") ?? EXAMPLES[0]).slice(0, field.maxLength);
   if (EFFORTS.includes(wanted.get("effort"))) document.querySelector(`[value=${wanted.get("effort")}]`).checked = true;
   buttons();
   ask();

@@ -29,6 +29,7 @@ import gptoss  # noqa: E402
 from bench.random_checkpoint import atomic_write  # noqa: E402
 from checkpoint import bf16_to_float32, expect, read_config  # noqa: E402
 from exercises.mistakes import broken  # noqa: E402
+from terminal import sentence  # noqa: E402
 
 # One step is sums of up to n products. A float32 rounding is 2^-24 of a number, and two orders of summing differ by
 # about sqrt(n) of them. 16 times that is allowed, for sums that come out smaller than what they add up. Angles of RoPE
@@ -184,8 +185,9 @@ def from_file(path, config):
         if array.dtype.kind in "iu":
             bad = array[(array < 0) | (array >= limit)]
             expect(not bad.size, ValueError, f"{path}: {name}", f"0 to {limit - 1}", str(bad[:1].tolist()))
-    return {"tokens": tokens.astype(np.int64)} | {
-        name: array.astype(np.int64 if array.dtype.kind in "iu" else np.float32) for name, array in arrays.items()}
+    with np.errstate(over="ignore"):  # what no float32 can hold becomes inf
+        return {"tokens": tokens.astype(np.int64)} | {
+            name: array.astype(np.int64 if array.dtype.kind in "iu" else np.float32) for name, array in arrays.items()}
 
 
 def from_transformers(directory, config, tokens):
@@ -553,8 +555,13 @@ def main():
         print(f"{len(model.layers)} layers, {len(theirs['tokens'])} tokens, "
               f"ours and {args.theirs or 'transformers, float32'}\n")
         return Comparison(model, theirs).run()
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has left; Python would complain that it cannot write the rest
+        return 2
+    except KeyboardInterrupt:
+        return 130
     except (ValueError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+        parser.exit(2, f"{parser.prog}: {sentence(error)}\n")
     except ImportError as error:
         parser.exit(2, f"{parser.prog}: expected torch, transformers and accelerate (or --theirs), found {error}\n")
 

@@ -307,13 +307,19 @@ def test_a_bad_file_is_one_sentence(nano, content, said, tmp_path):
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
 
 
+def test_numbers_beyond_float32_are_infinite(nano, tmp_path, recwarn):
+    (tmp_path / "theirs.npz").write_bytes(npz(tokens=TOKENS, embedding=ONE.astype(np.float64) + 1e300))
+    assert np.isinf(compare.from_file(tmp_path / "theirs.npz", nano.model.config)["embedding"]).all()
+    assert not recwarn.list
+
+
 def test_bad_use_is_one_sentence(tmp_path):
     write_random(tmp_path / "original", SMALL, "original")
     for arguments, said in ((["nowhere"], "nowhere"), ([NANO, "--layers", 9], "--layers: expected 1 to 4, found 9"),
                             ([NANO, "--theirs", tmp_path / "none.npz"], "No such file"),
                             ([NANO, "--theirs", tmp_path], "directory"),
                             ([tmp_path / "original"], "compare with --theirs"),
-                            ([NANO, "--export", tmp_path / "no" / "ours.npz"], "No such file")):
+                            ([NANO, "--export", tmp_path / "no" / "ours.npz"], "no/ours.npz: No such file")):
         done = run(*arguments)
         assert done.returncode == 2 and done.stdout == "" and said in done.stderr, done.stderr
         assert len(done.stderr.splitlines()) == 1

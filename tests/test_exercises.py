@@ -1,6 +1,7 @@
 """exercises/: what the check says of right, wrong and unfinished functions, and what the mistakes do to the model."""
 
 import inspect
+import os
 import subprocess
 import sys
 
@@ -360,6 +361,16 @@ def test_the_table_of_one_mistake():
     assert done.returncode == 0 and lines[0].split() == "mistake loss logits off same best right of 30".split()
     assert [line.split()[0] for line in lines[1:3]] == ["no", "none"] and "7.85%" in lines[1] and " 0.00%" in lines[2]
     assert lines[-1].startswith("no sink: You leave out the sink; ")
+
+
+@pytest.mark.parametrize("command", [["check.py", "bpe"], ["break_it.py", "--list"]])
+def test_a_reader_that_leaves_does_no_harm(command):
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run([sys.executable, f"exercises/{command[0]}", command[1]], cwd=ROOT, stdout=theirs,
+                          stderr=subprocess.PIPE, text=True)
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_the_list_and_an_unknown_mistake():

@@ -267,6 +267,25 @@ def test_an_address_can_hold_a_question(browser, files):
     browser.open(f"{files / 'page.html'}#question=Reverse+lettuce.&effort=low", motion=False)
     browser.wait(DONE)
     assert shown(browser) == [["low effort", '"lettuce" backwards is "ecuttel".']]
+    browser.evaluate("location.hash = 'question=What+is+12+%2B+30%3F&effort=low'")  # another, in the same tab
+    browser.wait(f"state.runs.length === 2 && {DONE}")
+    assert shown(browser) == [["low effort", "12 + 30 = 42"]]
+    browser.evaluate(f"location.hash = 'question={'1' * 3000}'")  # longer than what can be typed
+    browser.wait(f"state.runs.length === 3 && {DONE}")
+    assert browser.evaluate("state.shown[0].question.length") == 300 and browser.errors == []
+
+
+def test_the_expert_that_is_off_is_the_one_that_is_chosen(fresh):
+    ask = """((question) => {
+        document.getElementById('question').value = question;
+        document.getElementById('ask').requestSubmit();
+    })"""
+    fresh.evaluate("document.getElementById('switch-expertOff').click()")
+    for question in QUESTIONS:
+        fresh.evaluate(f"{ask}({json.dumps(question)})")
+        fresh.wait(f"state.shown.length === 2 && state.shown[1].question === {json.dumps(question)} && {DONE}")
+        off = fresh.evaluate("['layer', 'expert'].map((name) => Number(document.getElementById(`off-${name}`).value))")
+        assert fresh.evaluate("state.shown[1].changes.expertOff") == off
 
 
 def test_a_run_can_be_stopped(browser, files):
@@ -278,6 +297,22 @@ def test_a_run_can_be_stopped(browser, files):
     assert browser.evaluate("state.runs[0].note") == "stopped"
     assert browser.evaluate("state.runs[0].trace.tokens.length") < 250
     assert browser.evaluate("document.getElementById('run').textContent") == "Run"
+    browser.evaluate("document.getElementById('slow').click(), ask()")
+    browser.wait(f"state.runs.length === 2 && {DONE}")  # high effort is there now
+    browser.evaluate("document.getElementById('slow').click(), document.getElementById('both').click()")
+    browser.wait("state.running && state.running.trace && !state.running.trace.tokens.at(-1).given")
+    browser.evaluate("document.getElementById('run').click()")
+    browser.wait(DONE, 5)
+    assert browser.evaluate("[state.shown.length, state.shown[0].effort, state.shown[0].note]") == [1, "low", "stopped"]
+
+
+def test_a_reply_that_does_not_end_is_compared_too(fresh):
+    fresh.evaluate("state.config.max_position_embeddings = 100, document.querySelector('[value=low]').click()")
+    fresh.wait(f"state.shown[0].effort === 'low' && {DONE}")
+    fresh.evaluate("document.getElementById('switch-noSink').click()")
+    fresh.wait(f"state.shown.length === 2 && {DONE}")
+    notes = fresh.evaluate("state.runs.map((run) => run.note)")
+    assert len(notes) == 3 and all(note.startswith("stopped after ") for note in notes[1:])
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

@@ -329,6 +329,10 @@ def test_the_two_pages_from_the_command_line(tmp_path, capsys):
     (["Hi", "--json", "nowhere/x.json"], "nowhere/x.json: expected a file in a directory that exists"),
     (["Hi", "--html", "."], "expected a name for a file, found a directory or a device"),
     (["Hi", "--page", "x.html"], "--page: expected no question, found one"),
+    (["--page", "x.html", "--json", "x.json"], "--page: expected no --json, found one"),
+    (["Hi", "--json", "x", "--html", "./x"], "--html: expected another file than --json, found ./x, the same"),
+    (["Hi", "--json", ""], "expected a name for a file, found a directory or a device"),
+    (["--page", ""], "expected a name for a file, found a directory or a device"),
     (["--page", "/dev/null"], "/dev/null: expected a name for a file"),
     (["x " * 9000], "tokens: expected at most 4096, the context"),
 ])
@@ -355,6 +359,14 @@ def test_ctrl_c_ends_it_quietly(monkeypatch, capsys):
 
     monkeypatch.setattr(xray, "run", interrupted)
     assert xray.main(["Hi"]) == 130 and capsys.readouterr().err == ""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+def test_where_the_screen_is_a_full_disk():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "xray.py", "Hello!", "--effort", "low"], cwd=ROOT, stdout=full,
+                              stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (2, "xray.py: No space left on device\n")
 
 
 def test_a_reader_that_leaves_does_no_harm():

@@ -2,11 +2,10 @@
 
 from functools import cache
 
-import numpy as np
-
 import gptoss
 import harmony
 import tokenizer as tokenizers
+import xray
 
 DATE = "2026-11-24"
 
@@ -45,12 +44,7 @@ def attention_weights(ids):
     class Watching:
         @staticmethod
         def attention(q, k, v, sinks, window):
-            (T, H, D), G = q.shape, len(k)
-            row, column = np.arange(T)[:, None], np.arange(T)
-            visible = (column <= row) & (column > row - window)
-            scores = np.stack([q[:, h] @ k[h // (H // G)].T / np.sqrt(D) for h in range(H)])  # [H, T, T]
-            sink = np.broadcast_to(gptoss.bf16_to_float32(sinks)[:, None, None], (H, T, 1))
-            seen.append(gptoss.softmax(np.concatenate([np.where(visible, scores, -np.inf), sink], axis=-1)))
+            seen.append(xray.attention_weights(q, k, sinks, window))
             return gptoss.attention(q, k, v, sinks, window)
 
     gptoss.load("nano", backend=Watching)(ids)
