@@ -188,6 +188,9 @@ def read_config(directory):
         rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {"rope_type": "default"}
         need(isinstance(rope, dict), "rope_scaling", "an object", rope)
         raw = {"rope_theta": rope.get("rope_theta")} | raw if "rope_theta" in rope else raw
+        for key, source, known in (("swiglu_alpha", raw, 1.702), ("attention_factor", rope, None),
+                                   ("mscale", rope, None), ("mscale_all_dim", rope, None)):  # would change the function
+            need(source.get(key) in (None, known), key, f"nothing{f' or {known}' if known else ''}", source.get(key))
     fields, longest = dict(numbers(raw, NUMBERS)), 131072
 
     rope_type = rope.get("rope_type", rope.get("type"))

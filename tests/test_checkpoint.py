@@ -143,13 +143,18 @@ MISSING = "found nothing, the key is missing"
     ("beta_fast", None, "found null"),
     ("beta_slow", 0, "found 0"),
     ("truncate", "no", 'expected true or false, found "no"'),
+    ("swiglu_alpha", 1.0, "expected nothing or 1.702, found 1.0"),  # what would change the function is not ignored
+    ("attention_factor", 1.2, "expected nothing, found 1.2"),
+    ("mscale", 0.7, "expected nothing, found 0.7"),
+    ("mscale_all_dim", [1], "expected nothing, found [1]"),
 ])
 def test_config_refused(key, value, said, copy):
     directory = copy("hf")
 
     def edit(config):
         name = key.split(".")[-1]
-        fields = config["rope_scaling"] if name in (*yarn(), "rope_type") else config
+        in_rope = (*yarn(), "rope_type", "attention_factor", "mscale", "mscale_all_dim")
+        fields = config["rope_scaling"] if name in in_rope else config
         fields[name] = value
         if value is ABSENT:
             del fields[name]
