@@ -1,6 +1,6 @@
 """python -m bench: load, prefill and decode of a checkpoint, beside the limits of the machine and beside llama.cpp.
 
-    python -m bench                                     the bundled model
+    python -m bench                                     the small model
     python -m bench --checkpoint DIR                    any checkpoint
     python -m bench --shape 20b                         a random checkpoint of that shape, written to random-20b/ first
     python -m bench --shape 20b --compare llama.cpp     the same weights in llama.cpp, by turns

@@ -1,4 +1,4 @@
-"""python exercises/break_it.py [NAME ...]: what a mistake does to the bundled model.
+"""python exercises/break_it.py [NAME ...]: what a mistake does to the small model.
 
     python exercises/break_it.py                 all mistakes that can be made in the model, and a table
     python exercises/break_it.py "no sink"       one, or a few
@@ -54,7 +54,7 @@ def named(name):
 # ---- The model ------------------------------------------------------------------------------------------------------
 
 def build(mistake=None):
-    """The bundled model with a mistake in it. Operations that the mistake does not touch are Numba's, which are faster
+    """The small model with a mistake in it. Operations that the mistake does not touch are Numba's, which are faster
     and otherwise the same. With one thread: so small a model has no work for a second one."""
     import numba
 
@@ -157,7 +157,7 @@ def table(scores):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="break_it.py", description="What a mistake does to the bundled model.")
+    parser = argparse.ArgumentParser(prog="break_it.py", description="What a mistake does to the small model.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="as --list shows them (default: all)")
     parser.add_argument("--list", action="store_true", help="show the mistakes as edits of the source and stop")
     args = parser.parse_args()

@@ -1,5 +1,5 @@
 """What check.py tries the functions on: small random inputs of which no two sizes are equal, edges, and what the first
-layer of the bundled model works on. The same in every run."""
+layer of the small model works on. The same in every run."""
 
 import json
 import tempfile
@@ -31,7 +31,7 @@ def normal(rng, *shape, scale=1.0):
     return (scale * rng.standard_normal(shape)).astype(np.float32)
 
 
-# ---- The bundled model ----------------------------------------------------------------------------------------------
+# ---- The small model ----------------------------------------------------------------------------------------------
 
 @cache
 def tokenizer():
@@ -40,7 +40,7 @@ def tokenizer():
 
 @cache
 def vocabulary():
-    """(the pattern that cuts text, {bytes: id}) of the bundled model."""
+    """(the pattern that cuts text, {bytes: id}) of the small model."""
     split = json.loads((NANO / "tokenizer.json").read_text(encoding="utf-8"))["pre_tokenizer"]["pretokenizers"][0]
     plain = range(tokenizer().vocab_size - len(tokenizer().special_tokens))
     return split["pattern"]["Regex"], {tokenizer().decode_bytes([id]): id for id in plain}
@@ -48,7 +48,7 @@ def vocabulary():
 
 @cache
 def question():
-    """A question to the bundled model as messages whose contents are text."""
+    """A question to the small model as messages whose contents are text."""
     system = harmony.SystemContent(reasoning_effort="medium", conversation_start_date="2026-06-01")
     ids = harmony.render([harmony.Message("system", [system])], tokenizer(), next_role=None)
     return [*harmony.parse(ids, tokenizer()), harmony.Message("user", QUESTION)]
@@ -56,7 +56,7 @@ def question():
 
 @cache
 def recorded():
-    """{operation: the arguments of its first call} when the bundled model reads the question."""
+    """{operation: the arguments of its first call} when the small model reads the question."""
     calls = {}
 
     def recorder(name):
@@ -83,7 +83,7 @@ def bpe_cases(rng):
                 for piece in list(pieces)[:9])
     pattern, ranks = vocabulary()
     text = "What is 12 + 30? assistant: größer als 日本 straw"
-    yield from ((f"the piece {piece!r}, the bundled vocabulary", piece.encode(), ranks)
+    yield from ((f"the piece {piece!r}, the small model's vocabulary", piece.encode(), ranks)
                 for piece in regex.findall(pattern, text))
 
 
@@ -111,7 +111,7 @@ def render_cases(rng):
     yield "a question answered, and a call after the next", [*answered, asked[1], thought, call, result], tokenizer()
     yield "a call and its result on channel analysis, and the answer", [*asked, run, printed, answered[-1]], tokenizer()
     yield "a question whose recipient is all", [asked[0], message("user", "Hi", recipient="all")], tokenizer()
-    yield "the question that the bundled model will answer", question(), tokenizer()
+    yield "the question that the small model will answer", question(), tokenizer()
 
 
 # ---- Chapters 3 to 5 ------------------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ def render_cases(rng):
 def rms_norm_cases(rng):
     yield "3 tokens of 10 random numbers", normal(rng, 3, 10, scale=0.1), normal(rng, 10), 1e-3
     yield "7 tokens of 4 random numbers", normal(rng, 7, 4, scale=5), normal(rng, 4), 1e-5
-    yield "the bundled model's first norm", *recorded()["rms_norm"]
+    yield "the small model's first norm", *recorded()["rms_norm"]
 
 
 def softmax_cases(rng):
@@ -140,7 +140,7 @@ def attention_cases(rng):
     k, v = float32_to_bf16(k), float32_to_bf16(v)
     yield "T 1, S 9, H 6, G 3, D 4, window 5, keys, values and sinks bf16", q, k, v, sinks, window
     yield "T 4, S 5, H 6, G 3, D 4, window 6, which is more than S; sinks bf16", *inputs(4, 5, 6, 3, 4, 6)
-    yield "the first attention of the bundled model", *recorded()["attention"]
+    yield "the first attention of the small model", *recorded()["attention"]
 
 
 def rope_frequencies_cases(rng):
@@ -154,13 +154,13 @@ def rope_frequencies_cases(rng):
                          ("beta_fast 10,000, beta_slow 1e-8", dict(beta_fast=1e4, beta_slow=1e-8)),
                          (f"beta_fast and beta_slow both {once:.2f}", dict(beta_fast=once, beta_slow=once))):
         yield f"gpt-oss with {what}", replace(big, rope_scaling=published | change)
-    yield "the bundled model", nano
+    yield "the small model", nano
 
 
 def rotate_cases(rng):
     angles = normal(rng, 3, 1, 4, scale=3)
     yield "T 3, 5 heads, D 8", normal(rng, 3, 5, 8), np.cos(angles) * 1.3, np.sin(angles) * 1.3
-    yield "the first keys of the bundled model", *recorded()["rotate"]
+    yield "the first keys of the small model", *recorded()["rotate"]
 
 
 # ---- Chapters 6 and 7 -----------------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ def packed(rng, *shape):
 def route_cases(rng):
     yield "4 tokens, 7 experts, 3 chosen", normal(rng, 4, 7), 3
     yield "2 tokens, 5 experts, 3 chosen, some equal", np.array([[1, 2, 2, 0, 2], [3, 1, 0, 1, 1]], np.float32), 3
-    yield "the first router of the bundled model", *recorded()["route"]
+    yield "the first router of the small model", *recorded()["route"]
 
 
 def swiglu_cases(rng):
@@ -186,13 +186,13 @@ def experts_cases(rng):
                             down=packed(rng, 5, 96, 32), down_bias=float32_to_bf16(normal(rng, 5, 96)))
     chosen, weights = solutions.route(normal(rng, 4, 5), 3)
     yield "4 tokens, N 96, F 32, 3 of 5 experts", normal(rng, 4, 96), chosen, weights, layer, 1.5
-    yield "the first experts of the bundled model", *recorded()["experts"]
+    yield "the first experts of the small model", *recorded()["experts"]
 
 
 def dequantize_cases(rng):
     yield "a matrix of 3 rows, 64 numbers each", packed(rng, 3, 64)
     gate_up = recorded()["experts"][3].gate_up
-    yield "the bundled model's first gate_up, of all experts", gate_up
+    yield "the small model's first gate_up, of all experts", gate_up
     yield "scale bytes 0, 1, 200 and 255", MXFP4(packed(rng, 1, 128).blocks, np.array([[0, 1, 200, 255]], np.uint8))
 
 
@@ -206,7 +206,7 @@ def quantize_cases(rng):
     some[1, 5] = 100
     yield "a block of zeros, and one with an outlier", some
     blocks, scales = recorded()["experts"][3].down
-    yield "weights of the bundled model, which have a form in MXFP4", dequantize(MXFP4(blocks[0], scales[0]))
+    yield "weights of the small model, which have a form in MXFP4", dequantize(MXFP4(blocks[0], scales[0]))
     below = normal(rng, 1, 32, scale=1e5)
     below[0, 3] = 2**20 - 2**-4  # the next float32 is 2^20
     yield "a largest number just below a power of two", below
@@ -228,7 +228,7 @@ def filter_logits_cases(rng):
     yield "32 equal logits, top_p 0.5", np.ones(32, np.float32), 1.0, 0, 0.5, 0.0
     yield "40 logits, temperature 0.7, top_k 12, top_p 0.8, min_p 0.05", many, 0.7, 12, 0.8, 0.05
     yield "40 logits, temperature 2, top_k 9, top_p 0.6", many, 2.0, 9, 0.6, 0.0
-    yield "logits of the bundled model, top_p 0.95", recorded()["logits"], 1.0, 0, 0.95, 0.0
+    yield "logits of the small model, top_p 0.95", recorded()["logits"], 1.0, 0, 0.95, 0.0
 
 
 def read_safetensors_cases(rng):

@@ -5,7 +5,7 @@
     python exercises/check.py --file mine.py        those in a file of your own
 
 Of a wrong function it says on which input, what the first difference is, and which mistake it is if it is a known one.
-At the end the bundled model answers a question with the functions that are right. Exit status 0 if all that were asked
+At the end the small model answers a question with the functions that are right. Exit status 0 if all that were asked
 for are right, 1 if not, 2 for bad arguments. Needs NumPy and tiktoken.
 """
 
@@ -289,7 +289,7 @@ def known(name, function, failed):
 # ---- The answer -----------------------------------------------------------------------------------------------------
 
 class Text:
-    """The bundled model's tokenizer with the reader's `bpe` in it."""
+    """The small model's tokenizer with the reader's `bpe` in it."""
 
     def __init__(self, bpe):
         (self.pattern, self.ranks), self.special_tokens = cases.vocabulary(), cases.tokenizer().special_tokens
@@ -301,7 +301,7 @@ class Text:
 
 
 def model_with(functions):
-    """gptoss.py in which the reader's functions have taken the place of its own, and the bundled model of it."""
+    """gptoss.py in which the reader's functions have taken the place of its own, and the small model of it."""
     engine = mistakes.fresh(gptoss)
     for name, function in functions.items():
         setattr(engine, name, function)
@@ -309,7 +309,7 @@ def model_with(functions):
 
 
 def reply_with(functions):
-    """The reply of the bundled model to a question, as messages; all that can be the reader's is."""
+    """The reply of the small model to a question, as messages; all that can be the reader's is."""
     engine, model = model_with(functions)
     text = Text(functions["bpe"]) if "bpe" in functions else cases.tokenizer()
     prompt = functions.get("render", solutions.render)(cases.question(), text)
@@ -319,9 +319,9 @@ def reply_with(functions):
 
 
 def answer(functions):
-    """Lets the bundled model answer and says whose functions did it; whether it came to an answer."""
+    """Lets the small model answer and says whose functions did it; whether it came to an answer."""
     done = limited(reply_with, functions)
-    print(f'"{cases.QUESTION}", asked of the bundled model with your {listed(functions)}:\n')
+    print(f'"{cases.QUESTION}", asked of the small model with your {listed(functions)}:\n')
     if done.error is not None:
         print(f"    no answer: {said(done.error)}")
         return False

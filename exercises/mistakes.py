@@ -1,6 +1,6 @@
 """The known mistakes, each as an edit of the project's own source: so a mistake can be read as a diff, and run.
 
-check.py names a mistake where a reader's function gives what the mistaken one gives. break_it.py builds the bundled
+check.py names a mistake where a reader's function gives what the mistaken one gives. break_it.py builds the small
 model with a mistake in it and measures what it does.
 """
 

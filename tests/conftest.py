@@ -46,6 +46,22 @@ hypothesis.settings.register_profile("long", hypothesis.settings.get_profile("de
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
+@pytest.fixture(scope="session")
+def tokenizer():
+    """The small model's."""
+    import tokenizer as tokenizers
+
+    return tokenizers.load(ROOT / "nano")
+
+
+@pytest.fixture(scope="session")
+def nano():
+    """The small model, in NumPy."""
+    import gptoss
+
+    return gptoss.load(ROOT / "nano", backend="numpy")
+
+
 @pytest.fixture
 def serve():
     """Starts a server (servers.py) with these answers."""

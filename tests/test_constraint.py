@@ -23,11 +23,6 @@ PERSON = {"title": "person", "description": "Somebody.", "type": "object", "addi
 STOPS = ("<|return|>", "<|call|>", "<|endoftext|>")
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tokenizers.load(ROOT / "nano")
-
-
 class Noise:
     """An engine whose logits are noise, larger for what ends things: a model that obeys nothing but its constraint.
 

@@ -10,22 +10,11 @@ import pytest
 from scripted import Scripted, ask
 
 import gptoss
-import tokenizer as tokenizers
 from conversation import Conversation, LocalEngine
 from harmony import Message
 
 ROOT = Path(__file__).resolve().parent.parent
 THOUGHTFUL = "[channel]analysis[message]2 and 2.[end][start]assistant[channel]final[message]It is 4.[return]"
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tokenizers.load(ROOT / "nano")
-
-
-@pytest.fixture(scope="module")
-def nano():
-    return gptoss.load(ROOT / "nano", backend="numpy")
 
 
 def test_a_reply_and_what_is_kept_of_it(tokenizer):

@@ -263,7 +263,7 @@ def test_render_is_the_librarys(messages):
 
 
 def test_quantize_keeps_what_has_a_form_in_mxfp4():
-    """Every expert of the bundled model. (Its scales were chosen otherwise: the bytes may differ, the numbers not.)"""
+    """Every expert of the small model. (Its scales were chosen otherwise: the bytes may differ, the numbers not.)"""
     for layer in gptoss.load(cases.NANO, backend="numpy").layers:
         for weight in (layer.gate_up, layer.down):
             exact = checkpoint.dequantize(weight).reshape(-1, 128)

@@ -17,11 +17,6 @@ from train import tasks, words
 NANO = ROOT / "nano"
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return load_tokenizer(NANO)
-
-
 def test_the_shipped_files_are_small_and_official():
     assert sum(path.stat().st_size for path in NANO.iterdir() if path.is_file()) < 5_000_000
     config = json.loads((NANO / "config.json").read_text())

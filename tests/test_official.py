@@ -21,7 +21,7 @@ PROMPTS = ("12 + 30 =", "12+30: 2+0=2", "Hello")  # (what follows is spelled as 
 
 @pytest.fixture
 def said():
-    """What the bundled model says after PROMPTS, greedily, in eight tokens."""
+    """What the small model says after PROMPTS, greedily, in eight tokens."""
     model, text = gptoss.load(NANO, backend="numpy"), tokenizer.load(NANO)
     return [text.decode(gptoss.generate(model, text.encode(prompt), max_tokens=8, temperature=0, stop=(),
                                         cache=model.new_cache("float32"))) for prompt in PROMPTS]

@@ -1,4 +1,4 @@
-"""The page in which the bundled model runs, in Chromium: the same logits, tokens and traces as gptoss.py's, also when
+"""The page in which the small model runs, in Chromium: the same logits, tokens and traces as gptoss.py's, also when
 the model is changed; and what a reader does with it. Chromium: apt-get install chromium."""
 
 import json
@@ -11,7 +11,6 @@ import pytest
 from conftest import ROOT
 
 import gptoss
-import tokenizer as tokenizers
 from conversation import Conversation, LocalEngine
 from page.chromium import Chromium, ChromiumError
 from page.switches import BestOnly, NoSink, NoYarn, SoftmaxAll, Window8, expert_off
@@ -45,11 +44,6 @@ def page(browser, files):
     browser.open(files / "page.html", motion=False)
     browser.wait("!state.running && state.runs.length && state.kept")
     return browser
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tokenizers.load(ROOT / "nano")
 
 
 def prompt(tokenizer, question, effort):

@@ -20,7 +20,6 @@ from test_constraint import PERSON, Noise
 
 import gptoss
 import serve
-import tokenizer as tokenizers
 from conversation import Conversation, LocalEngine
 from harmony import Function, Message
 from remote import EngineError, RemoteEngine
@@ -33,16 +32,6 @@ FLAT, NESTED = {"type": "function", **ADD}, {"type": "function", "function": ADD
 CALL = THOUGHT + ' to=functions.add[channel]commentary [constrain]json[message]{"a": 2, "b": 2}[call]'
 PREAMBLE = THOUGHT + ("[channel]commentary[message]I add.[end][start]assistant[channel]commentary to=functions.add "
                       "[constrain]json[message]{}[call]")
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tokenizers.load(ROOT / "nano")
-
-
-@pytest.fixture(scope="module")
-def nano():
-    return gptoss.load(ROOT / "nano", backend="numpy")
 
 
 @pytest.fixture
@@ -684,7 +673,6 @@ def test_a_client_that_leaves_while_its_prompt_is_read(nano, tokenizer):
         assert engine.cache.length == read < 2999
 
 
-@pytest.mark.skipif(os.name != "posix", reason="code runs in a process group")
 def test_a_client_that_leaves_while_its_code_runs(tokenizer):
     """The code ends, and the next client gets its answer."""
     from tools.python import Python

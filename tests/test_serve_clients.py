@@ -18,12 +18,9 @@ import jsonschema
 import openai
 import pydantic
 import pytest
-from conftest import ROOT
 from service import ANSWER, THOUGHT, Answering, client, events, running, until
 
-import gptoss
 import serve
-import tokenizer as tokenizers
 from conversation import LocalEngine
 from serving import request, responses
 
@@ -83,16 +80,6 @@ class Knowing(Answering):
             if n:
                 yield from self.tokenizer.encode("[")
             yield from super().ids(part)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tokenizers.load(ROOT / "nano")
-
-
-@pytest.fixture(scope="module")
-def nano():
-    return gptoss.load(ROOT / "nano", backend="numpy")
 
 
 def sdk(url, key="x"):

@@ -1,4 +1,4 @@
-"""The chat as a person has it: the real program in a terminal, with the bundled model, its calculator, and servers."""
+"""The chat as a person has it: the real program in a terminal, with the small model, its calculator, and servers."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def person(tmp_path):
 
 @pytest.fixture
 def patient(tmp_path):
-    """The bundled model with a context of 131,072 tokens: long enough for something to take long."""
+    """The small model with a context of 131,072 tokens: long enough for something to take long."""
     shutil.copytree(ROOT / "nano", tmp_path / "patient")
     config = json.loads((tmp_path / "patient" / "config.json").read_text())
     (tmp_path / "patient" / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 131072}))

@@ -208,7 +208,7 @@ def test_broken_utf8_becomes_the_replacement_character():
     assert O200K.decode([rank[b"\xff"], rank[b"a"], rank[b"\xe2"], rank[b"b"]]) == "\ufffda\ufffdb"
 
 
-# ---- A small vocabulary, as the bundled model has -------------------------------------------------------------------
+# ---- A small vocabulary, as the small model has -------------------------------------------------------------------
 
 SMALL_TEXTS = st.text() | st.lists(st.sampled_from([*SAMPLES, "the lowest answer is", " 12+30", "über"])).map("".join)
 

@@ -8,7 +8,6 @@ from scripted import Scripted, ask
 
 import conversation
 import gptoss
-import tokenizer as tokenizers
 from conversation import Conversation, LocalEngine
 from harmony import BROWSER, PYTHON, Function, Message, Namespace, render
 from train.rows import CALCULATOR
@@ -42,11 +41,6 @@ class Tool:
     def call(self, recipient, content):
         self.asked.append((recipient, content))
         return self.does(recipient, content)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tokenizers.load(ROOT / "nano")
 
 
 def text_of(tokenizer, ids):

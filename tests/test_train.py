@@ -37,11 +37,6 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return load_tokenizer(NANO)
-
-
 # ---- The data ------------------------------------------------------------------------------------------------------
 
 

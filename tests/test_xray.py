@@ -28,11 +28,6 @@ from tokenizer import load as load_tokenizer
 NANO, DAY, QUESTION = ROOT / "nano", "2026-11-24", "What is 23 * 41?"
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return load_tokenizer(NANO)
-
-
 def recorder(path=NANO, backend="numpy"):
     return gptoss.load(path, backend=backend, model=xray.Recorder)
 
@@ -215,7 +210,7 @@ def test_the_terminal_shows_each_token_on_a_line(trace, width):
 
 
 def test_the_details_of_one_token(trace, random_checkpoint):
-    """Of the bundled model all four heads of each layer, of the random one those four of six that look most."""
+    """Of the small model all four heads of each layer, of the random one those four of six that look most."""
     six = xray.run(recorder(random_checkpoint), load_tokenizer(random_checkpoint), "Why?", max_tokens=2, day=DAY)
     for run in trace, six:
         lines = shown(run, 80, token=90)
@@ -361,7 +356,6 @@ def test_ctrl_c_ends_it_quietly(monkeypatch, capsys):
     assert xray.main(["Hi"]) == 130 and capsys.readouterr().err == ""
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
 def test_where_the_screen_is_a_full_disk():
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "xray.py", "Hello!", "--effort", "low"], cwd=ROOT, stdout=full,

@@ -1,4 +1,4 @@
-"""Trains the bundled model from nothing: endless problems, Harmony messages, two optimizers, one loop.
+"""Trains the small model from nothing: endless problems, Harmony messages, two optimizers, one loop.
 
     python -m train.pretrain --out DIR                 48 million tokens: an hour or two on two cores
     python -m train.pretrain --out DIR                 again after it was stopped: goes on, with the same curve
@@ -309,7 +309,7 @@ def write_log(log, entry):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m train.pretrain", description="Train the bundled model.")
+    parser = argparse.ArgumentParser(prog="python -m train.pretrain", description="Train the small model.")
     parser.add_argument("--out", required=True, type=Path,
                         help="directory for the tokenizer, checkpoints and log; resumes if it has them")
     parser.add_argument("--tokens", type=int, default=TOKENS)

@@ -1,4 +1,4 @@
-"""Programs that make endless problems and their chains of thought: the training data of the bundled model.
+"""Programs that make endless problems and their chains of thought: the training data of the small model.
 
 A problem knows how people ask it, its answer, and how it is thought through at each effort:
 

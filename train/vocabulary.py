@@ -1,4 +1,4 @@
-"""The vocabulary of the bundled model: a byte-level BPE whose words grow from their first letter.
+"""The vocabulary of the small model: a byte-level BPE whose words grow from their first letter.
 
     python -m train.vocabulary DIR     writes DIR/tokenizer.json
 

@@ -1,4 +1,4 @@
-"""Draws the pictures of the chapters, each from a run of the bundled model.
+"""Draws the pictures of the chapters, each from a run of the small model.
 
     python docs/pictures                draws all of them: docs/pictures/NAME.svg
     python docs/pictures NAME ...       these

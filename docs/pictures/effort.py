@@ -36,9 +36,7 @@ def effort():
 
     def frame(top):
         for percent in (0, 50, 100):
-            y = top + height * (1 - percent / 100)
-            drawing.line([(left, y), (left + width, y)])
-            drawing.text(left - 6, y + 4, f"{percent}%", "dim", 12, "end")
+            drawing.level(top + height * (1 - percent / 100), left, left + width, f"{percent}%")
 
     frame(top)
     longest = max(length for row in rows.values() for _, length in row)

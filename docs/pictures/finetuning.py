@@ -42,8 +42,9 @@ def adapter():
     return drawing
 
 
-def survival(update_sizes):
-    """What MXFP4 leaves of an update: [(size, share)], sizes relative to the weights (rms), of the first expert."""
+def changes(update_sizes):
+    """The share of the first expert's weights that change when an update is packed again: [(size, share)]. A size is
+    relative to the weights (rms)."""
     packed = model().layers[0].gate_up
     weight = gptoss.dequantize(gptoss.MXFP4(packed.blocks[0], packed.scales[0]))
     rng = np.random.default_rng(0)
@@ -52,7 +53,7 @@ def survival(update_sizes):
     for size in update_sizes:
         update = (size * direction).astype(np.float32)
         kept = gptoss.dequantize(quantize(weight + update)) - weight
-        yield size, float((kept * update).sum() / (update * update).sum()), float((kept != 0).mean())
+        yield size, float((kept != 0).mean())
 
 
 @picture("requantized")
@@ -63,14 +64,12 @@ def requantized():
     left, top, width, height = 52, 44, 372, 180
     drawing.text(16, 26, "Weights that change when an update is packed again", bold=True)
     for share in (0, 0.5, 1):
-        y = top + height * (1 - share)
-        drawing.line([(left, y), (left + width, y)])
-        drawing.text(left - 6, y + 4, f"{share:.0%}", "dim", 12, "end")
+        drawing.level(top + height * (1 - share), left, left + width, f"{share:.0%}")
     sizes = np.geomspace(0.003, 1, 26)
     def x_of(size):
         return left + width * np.log(size / sizes[0]) / np.log(sizes[-1] / sizes[0])
     for mark in (0.01, 0.03, 0.1, 0.3, 1):
         drawing.text(x_of(mark), top + height + 18, f"{mark:.0%}", "dim", 12, "middle")
-    drawing.line([(x_of(size), top + height * (1 - changed)) for size, _, changed in survival(sizes)], "green", 2.5)
+    drawing.line([(x_of(size), top + height * (1 - changed)) for size, changed in changes(sizes)], "green", 2.5)
     drawing.text(left + width / 2, top + height + 38, "size of the update relative to the weights", "dim", 12, "middle")
     return drawing

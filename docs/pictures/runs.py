@@ -1,4 +1,4 @@
-"""The runs that pictures are drawn from: one conversation with the bundled model, and what its heads look at."""
+"""The runs that pictures are drawn from: one conversation with the small model, and what its heads look at."""
 
 from functools import cache
 
@@ -16,8 +16,8 @@ def tokenizer():
 
 
 @cache
-def model(backend="numpy", kind=gptoss.Model):
-    return gptoss.load("nano", backend=backend, model=kind)
+def model(kind=gptoss.Model):
+    return gptoss.load("nano", backend="numpy", model=kind)
 
 
 @cache

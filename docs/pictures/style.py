@@ -81,6 +81,11 @@ class Drawing:
             tip = [(x, y), (x - u - v / 2, y - v + u / 2), (x - u + v / 2, y - v - u / 2)]
             self.add("path", d="M" + "L".join(f"{number(a)} {number(b)}" for a, b in tip) + "z", **{"class": stroke})
 
+    def level(self, y, left, right, label):
+        """A thin line across a chart, and what it stands for."""
+        self.line([(left, y), (right, y)])
+        self.text(left - 6, y + 4, label, "dim", 12, "end")
+
     def circle(self, x, y, radius, fill="none", stroke=None, thick=1, opacity=None):
         self.add("circle", cx=x, cy=y, r=radius, **{"class": f"{fill}{f' s-{stroke}' if stroke else ''}"},
                  stroke_width=thick if stroke else None, fill_opacity=opacity)

@@ -78,15 +78,12 @@ def training_curve():
     def y_of(loss):
         return 40 + height * (high - math.log(loss)) / (high - low)
     for mark in (5, 1, 0.1, 0.01):
-        drawing.line([(left, y_of(mark)), (left + width, y_of(mark))])
-        drawing.text(left - 6, y_of(mark) + 4, mark, "dim", 12, "end")
+        drawing.level(y_of(mark), left, left + width, mark)
     drawing.line([(x_of(n), y_of(max(loss, 0.01))) for n, loss in losses], "orange", 1.5)
     top = 256
     drawing.text(16, top - 20, "Held-out problems, word for word", bold=True)
     for percent in (0, 50, 100):
-        y = top + height * (1 - percent / 100)
-        drawing.line([(left, y), (left + width, y)])
-        drawing.text(left - 6, y + 4, f"{percent}%", "dim", 12, "end")
+        drawing.level(top + height * (1 - percent / 100), left, left + width, f"{percent}%")
     for effort, color in zip(tasks.EFFORTS, ("green", "blue", "violet"), strict=True):
         points = []
         for millions, scores in held_out:
@@ -117,9 +114,7 @@ def muon():
     left, top, width, height = 48, 44, 330, 190
     drawing.text(16, 26, "Singular values before and after", bold=True)
     for value in (0, 0.5, 1):
-        y = top + height * (1 - value / 1.25)
-        drawing.line([(left, y), (left + width, y)])
-        drawing.text(left - 6, y + 4, value, "dim", 12, "end")
+        drawing.level(top + height * (1 - value / 1.25), left, left + width, value)
     def x_of(value):
         return left + width * (1 + math.log10(value) / 3)
     for value in (0.001, 0.01, 0.1, 1):
