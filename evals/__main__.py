@@ -53,7 +53,7 @@ def parse_arguments():
         help=f"of {', '.join(tasks.TASKS)} (default: all); aime, gpqa, jsonl: problems of --data")
     add("--data", metavar="FILE", type=Path, nargs="+", default=[], help="AIME 2025 as JSON lines (one file or two), "
         'gpqa_diamond.csv, or JSON lines of {"question", "answer"} or of OpenAI\'s {"messages"}')
-    add("--model", metavar="DIR", type=Path, help="(default: the bundled one); with --server: its vocabulary "
+    add("--model", metavar="DIR", type=Path, help="(default: the small model); with --server: where its vocabulary is "
         "(default: that of gpt-oss)")
     add("--adapter", metavar="DIR", type=Path, help="a LoRA adapter for the model")
     add("--server", metavar="URL", help=f"a server that takes token ids: vLLM, llama.cpp, serve.py (its key: ${KEY})")
@@ -68,7 +68,9 @@ def parse_arguments():
     add("--backend", default="numba", choices=("numba", "numpy"))
     add("--json", metavar="FILE", type=Path, help="write the figures there, and all answers into a log beside it")
     add("--picture", metavar="FILE", help="draw right answers over tokens")
-    return parser, parser.parse_args()
+    args = parser.parse_args()
+    args.model = args.model or (None if args.server else ROOT / "nano")
+    return parser, args
 
 
 def main():
@@ -90,10 +92,10 @@ def main():
             report.check_picture(args.picture)
         if from_files or any(getattr(args, name) is not None for name in SINGLE):
             return trials(names, args)
-        model, each = args.model or ROOT / "nano", args.each or 100
-        gptoss.load(model, backend="numpy", adapter=args.adapter)  # what is wrong with either is said here, once
-        tokenizers.load(model)
-        results = card(names, model, args, each)
+        gptoss.load(args.model, backend="numpy", adapter=args.adapter)  # what is wrong with them is said here, once
+        tokenizers.load(args.model)
+        each = args.each or 100
+        results = card(names, args, each)
         if args.picture:
             evaluate.picture(results, each, args.picture)
     except (ValueError, OSError) as error:
@@ -111,10 +113,10 @@ def sentence(error):
 
 # ---- The card of the small model ------------------------------------------------------------------------------------
 
-def card(names, model, args, each):
+def card(names, args, each):
     """Measures and prints; the table's Scores. A fifth of the problems is tried with the calculator."""
     fifth = max(1, each // 5)
-    with processes(model, args) as pool:
+    with processes(args) as pool:
         results = {(task, effort): pool.submit(evaluate.job, evaluate.measure, task, effort, each)
                    for task in names for effort in tasks.EFFORTS}
         slips = [pool.submit(evaluate.job, evaluate.recover, task, each) for task in names if task != "chat"]
@@ -132,10 +134,10 @@ def card(names, model, args, each):
 
 
 @contextmanager
-def processes(model, args):
+def processes(args):
     """A pool with one for each core. What waits when this is left, as at Ctrl-C, is not begun."""
     with ProcessPoolExecutor(os.cpu_count(), initializer=evaluate.begin,
-                             initargs=(model, args.backend, args.adapter)) as pool:
+                             initargs=(args.model, args.backend, args.adapter)) as pool:
         try:
             yield pool
         finally:
@@ -155,9 +157,9 @@ def trials(names, args):
     asked = hashlib.sha256(repr([(trial.ids, trial.problem.answer) for trial in todo]).encode()).hexdigest()
     settings = {"model": model, "tasks": names, "effort": efforts, "context": engine.context, "problems": asked[:16],
                 "sampling": {trial.key[0]: {**trial.sampling, "seed": None} for trial in todo}}
+    expect(args.json is None or not args.json.is_dir(), ValueError, "--json", "a name for a file", f"{args.json}")
     if args.json is None:
         note("Without --json FILE the answers are not kept, and a run that is interrupted begins anew.")
-    expect(args.json is None or not args.json.is_dir(), ValueError, "--json", "a name for a file", f"{args.json}")
     log = report.Log(args.json and args.json.with_suffix(".answers.jsonl"), settings)
     waiting = [trial for trial in todo if trial.key not in log.answers]
     try:
@@ -189,11 +191,8 @@ def open_engine(args):
     """(engine, tokenizer, what it is known by)."""
     if not args.server:
         expect(args.server_model is None, ValueError, "--server-model", "--server with it", "none")
-        directory = args.model or ROOT / "nano"
-        model = gptoss.load(directory, backend="numpy", adapter=args.adapter)
-        if model.config.hidden_size > SMALL:
-            model = gptoss.load(directory, backend=args.backend, adapter=args.adapter)
-        return LocalEngine(model), tokenizers.load(directory), fingerprint(model)
+        model = gptoss.load(args.model, backend=args.backend, adapter=args.adapter)
+        return LocalEngine(model), tokenizers.load(args.model), fingerprint(model)
     expect(args.adapter is None, ValueError, "--adapter", "a model on this machine", "--server")
     tokenizer = tokenizers.load(args.model)
     stop = {tokenizer.special_tokens[name] for name in ("<|return|>", "<|call|>", "<|endoftext|>")}
@@ -212,7 +211,7 @@ def answers(waiting, engine, tokenizer, args):
         with requests(engine, tokenizer, args.parallel) as submit:
             yield from arriving(submit)
     elif engine.model.config.hidden_size <= SMALL:
-        with processes(args.model or ROOT / "nano", args) as pool:
+        with processes(args) as pool:
             yield from arriving(lambda trial: pool.submit(evaluate.job, evaluate.answer_here, trial.ids,
                                                           trial.sampling))
     else:

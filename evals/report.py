@@ -167,6 +167,7 @@ def picture(rows, path):
     """Share of right answers over mean tokens, with the intervals. Published scores come without token counts. So they
     stand outside the axes on the right, as marks at their height, and claim no place on the axis of tokens."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     figure, axes = plt.subplots(figsize=(6.4, 4.2))
     for task in dict.fromkeys(row["task"] for row in rows):
@@ -175,15 +176,21 @@ def picture(rows, path):
         sides = [[100 * abs(row["share"] - row[side]) for row in part] for side in ("low", "high")]
         axes.errorbar([row["tokens"] for row in part], share, yerr=sides, marker="o", ms=4, lw=1, capsize=2, label=task)
         for row, height in zip(part, share, strict=True):
-            axes.annotate(row["effort"], (row["tokens"], height), (4, -9), textcoords="offset points", fontsize=7)
+            axes.annotate(row["effort"], (row["tokens"], height), (4, 3), textcoords="offset points", fontsize=7)
+        place = {"transform": axes.get_yaxis_transform(), "clip_on": False}
+        if task in PUBLISHED:
+            axes.text(1.04, 8, "published scores, at\ntheir height; no token\ncounts go with them", fontsize=7, **place)
         for column, (model, scores) in enumerate(PUBLISHED.get(task, {}).items()):
-            x, place = 1.03 + 0.2 * column, {"transform": axes.get_yaxis_transform(), "clip_on": False}
-            axes.text(x, 104, f"{model},\npublished", fontsize=7, **place)
+            x = 1.04 + 0.18 * column
+            axes.text(x, 104, model, fontsize=8, **place)
             for effort, score in zip(EFFORTS, scores, strict=True):
-                axes.plot([x, x + 0.04], [score, score], color="gray", lw=2, **place)
-                axes.text(x + 0.05, score, f"{effort} {score}", fontsize=7, va="center", **place)
+                axes.plot([x, x + 0.03], [score, score], color="gray", lw=2, **place)
+                axes.text(x + 0.04, score, f"{effort} {score}", fontsize=7, va="center", **place)
     axes.set(xscale="log", xlabel="tokens of an answer, thought included (mean)", ylabel="right answers, %",
-             ylim=(0, 103))
-    axes.legend(fontsize=8, title="measured, 95% intervals", title_fontsize=8)
+             ylim=(-3, 103))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.legend(fontsize=8, title="measured, with 95% intervals", title_fontsize=8)
     save_picture(figure, path)
     plt.close(figure)
