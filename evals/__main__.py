@@ -94,10 +94,9 @@ def main():
             return trials(names, args)
         gptoss.load(args.model, backend="numpy", adapter=args.adapter)  # what is wrong with them is said here, once
         tokenizers.load(args.model)
-        each = args.each or 100
-        results = card(names, args, each)
+        results = card(names, args, args.each or 100)
         if args.picture:
-            evaluate.picture(results, each, args.picture)
+            evaluate.picture(results, args.each or 100, args.picture)
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {sentence(error)}\n")
     except KeyboardInterrupt:
