@@ -15,9 +15,10 @@ from conftest import ROOT
 from service import running
 
 import evals.__main__ as program
+import gptoss
 import serve as service
 from conversation import LocalEngine
-from evals import report, sets
+from evals import evaluate, report, sets
 from harmony import Message
 
 AIME = r"""{"question": "What is 6 times 7?", "answer": "42"}
@@ -266,6 +267,17 @@ def test_a_model_here(small, file, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(program, "answers", lambda waiting, *_: (_ for _ in waiting))  # and would break at the first
     run(monkeypatch, *options)
     assert capsys.readouterr().out == printed
+
+
+def test_an_adapter_goes_to_the_model(file, monkeypatch):
+    """Here and in a measuring process; what load does with it is tests/test_adapter.py's business."""
+    adapted = []
+    monkeypatch.setattr(gptoss, "adapt", lambda layers, directory, config: adapted.append(str(directory)))
+    monkeypatch.setattr(program, "answers", lambda waiting, *_: ((trial, {"final": "42", "thought": 0, "tokens": 3,
+                                                                         "cut": False}) for trial in waiting))
+    run(monkeypatch, "jsonl", "--data", file("q.jsonl", SUMS), "--adapter", "here", "--backend", "numpy")
+    evaluate.begin(ROOT / "nano", "numpy", "there")
+    assert adapted == ["here", "there"]
 
 
 def test_a_server(tokenizer, nano, file, monkeypatch, capsys):
