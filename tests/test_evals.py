@@ -270,7 +270,7 @@ def test_a_model_here(small, file, tmp_path, monkeypatch, capsys):
 
 
 def test_an_adapter_goes_to_the_model(file, monkeypatch):
-    """Here and in a measuring process; what load does with it is tests/test_adapter.py's business."""
+    """Here and in a measuring process; what becomes of it there is adapter.py's business."""
     adapted = []
     monkeypatch.setattr(gptoss, "adapt", lambda layers, directory, config: adapted.append(str(directory)))
     monkeypatch.setattr(program, "answers", lambda waiting, *_: ((trial, {"final": "42", "thought": 0, "tokens": 3,
