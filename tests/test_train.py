@@ -268,7 +268,7 @@ def test_the_twin_equals_transformers():
 
 def test_mxfp4_keeps_what_it_can_represent():
     torch.manual_seed(0)
-    codes = torch.tensor(export.FP4_VALUES)[torch.randint(0, 16, (7, 5, 32))]
+    codes = torch.tensor(model.FP4_VALUES)[torch.randint(0, 16, (7, 5, 32))]
     codes[..., 0] = 6.0                                             # the scale can be told from the block
     weights = (codes * torch.exp2(torch.randint(-20, 8, (7, 5, 1)))).flatten(-2)
     assert torch.equal(model.dequantize_mxfp4(*export.quantize_mxfp4(weights)), weights)
@@ -279,7 +279,7 @@ def test_mxfp4_picks_the_best_scale():
     """No other power of two has a smaller squared error (all tried, codes by brute force)."""
     torch.manual_seed(1)
     weights = torch.randn(40, 32) * torch.exp(3 * torch.randn(40, 1))
-    values = torch.tensor(export.FP4_VALUES)
+    values = torch.tensor(model.FP4_VALUES)
 
     def error(exponent):
         scaled = weights / 2.0 ** exponent
