@@ -118,7 +118,7 @@ def test_all_but_the_experts_stays_bit_for_bit(dtype, trained, tmp_path):
 def test_the_config_says_that_experts_are_packed_and_texts_come_along(trained, tmp_path):
     source, target = tmp_path / "in", tmp_path / "out"
     shutil.copytree(trained["BF16"], source)
-    texts = {"tokenizer.json": "{}", "tokenizer_config.json": "[1]", "chat_template.jinja": "{{ x }}", "LICENSE": "free"}
+    texts = {"tokenizer.json": "{}", "tokenizer_config.json": "[1]", "chat_template.jinja": "{{ x }}", "LICENSE": "x"}
     for name, text in texts.items():
         (source / name).write_text(text)
     for name in ("optimizer.pt", "training_args.bin", ".hidden"):
@@ -286,7 +286,7 @@ def test_a_changed_source_is_not_mixed_with_what_was_packed_before(trained, tmp_
         pack.pack(source, out)
     os.utime(source / "model.safetensors")
     before = files(out)
-    with pytest.raises(CheckpointError, match="what packing .* left when it was interrupted, found what packing another"):
+    with pytest.raises(CheckpointError, match="when it was interrupted, found what packing another checkpoint left"):
         pack.pack(source, out)
     assert files(out) == before
 
@@ -333,12 +333,12 @@ REFUSED = {
     "original/": (lambda source: write_random(source, SMALL, "original"),
                   "in: expected the Hugging Face layout, found original/, which is packed always"),
     "size": (lambda source: random_model(source, config=replace(SMALL, hidden_size=80)),
-             "model.layers.0.mlp.experts.gate_up_proj: expected inputs in a multiple of 32, the MXFP4 block, found 80 "),
+             "gate_up_proj: expected inputs in a multiple of 32, the MXFP4 block, found 80 of them"),
     "nan": (spoilt(NAN.tobytes()[2:]), "layers.1.mlp.experts.down_proj: expected finite weights, found inf or nan"),
     "inf": (spoilt(INF.tobytes(), "F32"), "layers.1.mlp.experts.down_proj: expected finite weights, found inf or nan"),
     "half inf": (spoilt(np.float16(-np.inf).tobytes(), "F16"), "down_proj: expected finite weights, found inf or nan"),
     "both forms": (both_forms, "layers.1.mlp.experts.gate_up_proj: expected each matrix once, found it packed as well"),
-    "another layer": (another_layer, "layers.7.mlp.experts.gate_up_proj: expected BF16 or F16 or F32 [E, N, M], found I16"),
+    "another layer": (another_layer, "7.mlp.experts.gate_up_proj: expected BF16 or F16 or F32 [E, N, M], found I16 [5]"),
 }
 
 

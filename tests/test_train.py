@@ -289,6 +289,33 @@ def test_mxfp4_picks_the_best_scale():
     assert torch.all(got <= best * (1 + 1e-5))
 
 
+def test_mxfp4_rounds_ties_to_even_codes():
+    """Between neighbours in the middle, the one whose mantissa is 0: 0, 1, 2 or 4."""
+    ties = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5, 6, *[4.0] * 24])
+    expected = torch.tensor([0.0, 1, 1, 2, 2, 4, 4, 6, *[4.0] * 24])
+    for sign in (1, -1):
+        assert torch.equal(model.dequantize_mxfp4(*export.quantize_mxfp4(sign * ties)), sign * expected)
+
+
+def test_mxfp4_has_room_for_every_size():
+    """From float32's largest to its smallest: finite, and the largest of a block within a quarter, as long as there is
+    a code for it. Zeros keep their sign. The codes do not depend on the size."""
+    torch.manual_seed(2)
+    block = torch.randn(32)
+    block[:3] = torch.tensor([block.abs().max() * 1.2, 0.0, -0.0])
+    codes, _ = export.quantize_mxfp4(block)
+    for exponent in (-120, -60, 0, 60, 120):
+        assert torch.equal(export.quantize_mxfp4(torch.ldexp(block, torch.tensor(exponent)))[0], codes)
+    most = torch.finfo(torch.float32).max
+    for largest in (most, torch.finfo(torch.bfloat16).max, 2.0 ** -126, 2.0 ** -128, 2.0 ** -149):
+        weights = block / block[0] * largest
+        packed = export.quantize_mxfp4(weights)
+        assert [part.dtype for part in packed] == [torch.uint8, torch.uint8]
+        back = model.dequantize_mxfp4(*packed)
+        assert torch.isfinite(back).all() and (back.signbit() == weights.signbit()).all()
+        assert abs(back[0] / weights[0] - 1) <= 0.25 or (largest < 2.0 ** -128 and back[0] == 0)
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     path = tmp_path_factory.mktemp("exported")

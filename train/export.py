@@ -32,7 +32,7 @@ def quantize_mxfp4(weights):
     shifts = (0, -1, 1)  # of equals the first
     errors = [(e2m1(nearest_code(sizes / 2.0**shift)) * 2.0**shift - sizes).square().sum(-1) for shift in shifts]
     shift = torch.tensor(shifts)[torch.stack(errors).argmin(0)]
-    codes = nearest_code(torch.ldexp(sizes, -shift[..., None])).to(torch.uint8) + 8 * torch.signbit(groups)
+    codes = (nearest_code(torch.ldexp(sizes, -shift[..., None])) + 8 * torch.signbit(groups)).to(torch.uint8)
     blocks = codes[..., ::2] | codes[..., 1::2] << 4  # even element in the low nibble
     return blocks, (top + shift + 127).to(torch.uint8)
 
