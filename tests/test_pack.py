@@ -338,7 +338,7 @@ REFUSED = {
     "inf": (spoilt(INF.tobytes(), "F32"), "layers.1.mlp.experts.down_proj: expected finite weights, found inf or nan"),
     "half inf": (spoilt(np.float16(-np.inf).tobytes(), "F16"), "down_proj: expected finite weights, found inf or nan"),
     "both forms": (both_forms, "layers.1.mlp.experts.gate_up_proj: expected each matrix once, found it packed as well"),
-    "another layer": (another_layer, "7.mlp.experts.gate_up_proj: expected BF16 or F16 or F32 [E, N, M], found I16 [5]"),
+    "another layer": (another_layer, "gate_up_proj: expected BF16 or F16 or F32 [E, N, M], found I16 [5]"),
 }
 
 

@@ -4,7 +4,7 @@
 
 IN is a directory in the Hugging Face layout, as transformers saves it. All else in it stays what it is, bit for bit:
 the other tensors in whatever format they have, and experts that are packed already. The error that packing made is
-said layer by layer. A few MB of weights are in memory as float32 at a time, whatever the size of the model.
+said layer by layer. One expert is in memory at a time, and a few MB of it as float32.
 
 What was interrupted goes on where it was when the same command is given again. Until it is whole, OUT has no
 config.json, without which no program takes it for a checkpoint.
@@ -13,6 +13,7 @@ config.json, without which no program takes it for a checkpoint.
 """
 
 import argparse  # noqa: I001
+import mmap
 import os
 import re
 import shutil
@@ -173,7 +174,9 @@ def pieces(checkpoint, tensors, errors, pool):
         matrix = name.removesuffix("_blocks").removesuffix("_scales")
         if name in checkpoint.tensors:
             *_, data = checkpoint.tensors[name]
-            yield from (data[begin : begin + PIECE] for begin in range(0, len(data), PIECE))
+            for begin in range(0, len(data), PIECE):
+                yield data[begin : begin + PIECE]
+                let_go(data)
         elif name.endswith("_blocks"):
             file, _, shape, _ = checkpoint.tensors[matrix]
             weight = checkpoint.view(matrix, "BF16", shape)  # or another of FLOATS
@@ -181,10 +184,19 @@ def pieces(checkpoint, tensors, errors, pool):
             for e in range(len(weight)):
                 blocks, part, error = pack_expert(weight[e], f"{file}: {matrix}", pool)
                 yield blocks
+                let_go(weight)
                 scales.append(part)
                 errors[matrix] += error
         else:
             yield from scales
+
+
+def let_go(view):
+    """Takes what was read of a mapped file out of this process's memory, where it would pile up to the whole file."""
+    while isinstance(view, np.ndarray):
+        view = view.base
+    if isinstance(view, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # (Windows has no such advice)
+        view.madvise(mmap.MADV_DONTNEED)
 
 
 def pack_expert(weight, where, pool):
