@@ -21,9 +21,9 @@ def quantize_mxfp4(weights):
 
     32 neighbours share a power of two. The specification's choice puts the largest of them between 4 and 8, where 6
     is the end of the scale. Half or twice that is sometimes nearer on the whole, so of the three the one with the least
-    squared error is kept. No other is better: a quarter takes 6.25 or more from the square of the largest's error and
-    can gain 1/16 for each of the others; four times has no value below 8 that twice does not have. Values that MXFP4
-    can hold come back bit for bit. Every finite weight is in range, and so is what it is rounded to.
+    squared error is kept. No other is better. A quarter adds at least 6.25 to the squared error of the largest, and
+    takes at most 1/16 from that of each of the others. Four times has no value below 8 that twice does not have.
+    What MXFP4 can hold comes back bit for bit. Every finite float32 is in range, and is rounded to a finite one.
     """
     groups = weights.float().unflatten(-1, (-1, 32))  # [..., n, 32]
     sizes = groups.abs()
