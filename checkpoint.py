@@ -93,6 +93,12 @@ def quantize_int8(weight):
     return Int8(values, scales)
 
 
+def dequantize_int8(weight):
+    """Int8 [M, N] -> float32 [M, N], exactly."""
+    scales = np.repeat(bf16_to_float32(weight.scales), 32, axis=1)  # [M, at least N]
+    return weight.values * scales[:, : weight.values.shape[1]]
+
+
 class Adapted(NamedTuple):
     """A weight [..., M, N] and a low-rank update beside it: W + B A (LoRA, arXiv 2106.09685)."""
     weight: np.ndarray  # or MXFP4, or Int8
@@ -100,19 +106,9 @@ class Adapted(NamedTuple):
     B: np.ndarray  # float32 [..., M, r], times alpha / r already
 
 
-def expert(weight, e):
-    """Expert e's part [M, N] of a weight [E, M, N] of any kind."""
-    return type(weight)(*(expert(part, e) for part in weight)) if isinstance(weight, tuple) else weight[e]
-
-
-def to_float32(weight, rows=slice(None)):
-    """These rows of a matrix [M, N] as float32: of MXFP4, Int8, bf16, float16 or float32."""
-    if isinstance(weight, MXFP4):
-        return dequantize(MXFP4(weight.blocks[rows], weight.scales[rows]))
-    if isinstance(weight, Int8):
-        scales = np.repeat(bf16_to_float32(weight.scales[rows]), 32, axis=1)  # [rows, at least N]
-        return weight.values[rows] * scales[:, : weight.values.shape[1]]
-    return bf16_to_float32(weight[rows])
+def part(weight, i):
+    """weight[i] for any kind of weight: an expert of [E, M, N], or some rows of [M, N]."""
+    return type(weight)(*(part(array, i) for array in weight)) if isinstance(weight, tuple) else weight[i]
 
 
 # ---- Config ---------------------------------------------------------------------------------------------------------
