@@ -1,4 +1,4 @@
-"""Checkpoints as people have them: dense experts, as transformers saves them, and with it TRL, Unsloth and LlamaFactory.
+"""Checkpoints as people have them: dense experts, as transformers saves them and with it TRL, Unsloth, LlamaFactory.
 
 Each form is saved by transformers itself, and our logits equal its own in float32. What we do not run is refused by
 name: a key or a file that would change the function is never ignored.
@@ -102,8 +102,9 @@ def edit_tensors(path, change):
 
 
 def their_logits(path, tokens):
-    """transformers' logits in float32, from the very files."""
-    model = GptOssForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
+    """transformers' logits in float32, from the very files. (Its faster experts want sizes that are multiples of 4.)"""
+    model = GptOssForCausalLM.from_pretrained(
+        path, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager").eval()
     with torch.no_grad():
         return model(torch.tensor(tokens)[None]).logits[0].numpy()
 
