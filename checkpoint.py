@@ -45,8 +45,9 @@ def expect_number(value, kind, low, high, error, where, found=None):
 # NumPy has no bfloat16. A bf16 array is kept as its 16-bit patterns, uint16; the other formats are named tuples.
 
 def bf16_to_float32(bits):
-    """bf16 bit patterns (uint16) -> float32, exactly: bf16 is the upper half of a float32. float32 passes through."""
-    return (bits.astype(np.uint32) << 16).view(np.float32) if bits.dtype == np.uint16 else bits
+    """bf16 bit patterns (uint16) -> float32, exactly: bf16 is the upper half of a float32. float16 is converted too."""
+    shift = bits.dtype == np.uint16
+    return (bits.astype(np.uint32) << 16).view(np.float32) if shift else bits.astype(np.float32, copy=False)
 
 def float32_to_bf16(x):
     """float32 -> bf16 bit patterns (uint16), to the nearest, ties to even."""
@@ -79,7 +80,7 @@ class Int8(NamedTuple):
 
 
 def quantize_int8(weight):
-    """bf16 [M, N] -> Int8, to the nearest of 255 steps between -max and max of each block."""
+    """A matrix [M, N] -> Int8, to the nearest of 255 steps between -max and max of each block."""
     M, N = weight.shape
     values, scales = np.empty((M, N), np.int8), np.empty((M, -(-N // 32)), np.uint16)
     for r in range(0, M, 4096):  # 47 MB of float32 at a time at N = 2880
@@ -92,8 +93,22 @@ def quantize_int8(weight):
     return Int8(values, scales)
 
 
+class Adapted(NamedTuple):
+    """A weight [..., M, N] and a low-rank update beside it: W + B A (LoRA, arXiv 2106.09685)."""
+    weight: np.ndarray  # or MXFP4, or Int8
+    A: np.ndarray  # float32 [..., r, N]
+    B: np.ndarray  # float32 [..., M, r], times alpha / r already
+
+
+def expert(weight, e):
+    """Expert e's part [M, N] of a weight [E, M, N] of any kind."""
+    return type(weight)(*(expert(part, e) for part in weight)) if isinstance(weight, tuple) else weight[e]
+
+
 def to_float32(weight, rows=slice(None)):
-    """These rows of a matrix [M, N], bf16 or Int8, as float32."""
+    """These rows of a matrix [M, N] as float32: of MXFP4, Int8, bf16, float16 or float32."""
+    if isinstance(weight, MXFP4):
+        return dequantize(MXFP4(weight.blocks[rows], weight.scales[rows]))
     if isinstance(weight, Int8):
         scales = np.repeat(bf16_to_float32(weight.scales[rows]), 32, axis=1)  # [rows, at least N]
         return weight.values[rows] * scales[:, : weight.values.shape[1]]
@@ -181,9 +196,9 @@ def read_config(directory):
         rope = raw | {"rope_type": "yarn", "truncate": False}
     else:
         need(raw.get("model_type") == "gpt_oss", "model_type", '"gpt_oss"', raw.get("model_type"))
-        quantization = raw.get("quantization_config")
+        quantization = raw.get("quantization_config") or {"quant_method": "mxfp4"}  # none: see expert_weight
         need(isinstance(quantization, dict) and quantization.get("quant_method") == "mxfp4", "quantization_config",
-             'quant_method "mxfp4" (experts as published)', quantization)
+             'none, or quant_method "mxfp4" (experts as published)', quantization)
         # transformers 5 writes rope_theta and YaRN's numbers together, as rope_parameters
         rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {"rope_type": "default"}
         need(isinstance(rope, dict), "rope_scaling", "an object", rope)
@@ -209,8 +224,6 @@ def read_config(directory):
 
     E = fields["num_local_experts"]
     for key, fits, expected in (
-        ("hidden_size", lambda n: n % 32 == 0, "a multiple of 32, the MXFP4 block"),
-        ("intermediate_size", lambda n: n % 32 == 0, "a multiple of 32, the MXFP4 block"),
         ("head_dim", lambda n: n % 2 == 0, "an even number"),
         ("num_attention_heads", lambda n: n % fields["num_key_value_heads"] == 0,
          f"a multiple of num_key_value_heads ({fields['num_key_value_heads']})"),
@@ -219,13 +232,20 @@ def read_config(directory):
         need(fits(fields[key]), key, expected, fields[key])
 
     generation = Path(directory) / "generation_config.json"
-    path, source = (generation, read_json(generation)) if generation.exists() else (path, raw)
-    if source.get("eos_token_id") is not None:
-        eos, last = source["eos_token_id"], fields["vocab_size"] - 1
-        eos = eos if isinstance(eos, list) else [eos]
-        need(all(type(id) is int and 0 <= id <= last for id in eos), "eos_token_id", f"ids from 0 to {last}", eos)
-        fields["eos_token_id"] = tuple(eos)
-    return Config(**fields, layer_types=tuple(types), do_sample=source.get("do_sample") is not False), layout
+    says = read_json(generation) if generation.exists() else raw
+    stops = stop_ids(path, raw, fields["vocab_size"]) | stop_ids(generation, says, fields["vocab_size"])
+    if stops:  # a reply ends at what either file names
+        fields["eos_token_id"] = tuple(stops)
+    return Config(**fields, layer_types=tuple(types), do_sample=says.get("do_sample") is not False), layout
+
+
+def stop_ids(path, source, V):
+    """The eos_token_id of a JSON file, an id or a list of them, as a dict's keys: a set that keeps its order."""
+    ids = source.get("eos_token_id")
+    ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    valid = all(type(id) is int and 0 <= id < V for id in ids)
+    expect(valid, CheckpointError, f"{path}: eos_token_id", f"ids from 0 to {V - 1}", json.dumps(ids))
+    return dict.fromkeys(ids)
 
 
 # ---- Safetensors ----------------------------------------------------------------------------------------------------
@@ -233,7 +253,8 @@ def read_config(directory):
 # The library's own NumPy loader refuses bfloat16, so the header is read here. Everything is a view into the
 # mapped file: the operating system reads a page when it is used.
 
-STORED = {"BF16": np.dtype("<u2"), "U8": np.dtype("u1"), "F32": np.dtype("<f4")}
+FLOATS = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+STORED = FLOATS | {"U8": np.dtype("u1")}
 ITEM_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "BF16": 16, "F16": 16, "I16": 16,
              "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8}
 MAX_HEADER = 100_000_000  # bytes, as in the safetensors library: a wrong length does not become gigabytes of JSON
@@ -313,12 +334,14 @@ class Checkpoint:
             expect(name in self.tensors, CheckpointError, f"{index}: {name}", f"it in {file}", "no such tensor")
 
     def view(self, name, dtype, shape):
-        """The tensor `name` as a read-only array of `shape`; bf16 as uint16."""
+        """The tensor `name` as a read-only array of `shape`; bf16 as uint16. BF16 stands for any of FLOATS: what is
+        published in bf16 comes from a training in float16 or float32 as well."""
         expect(name in self.tensors, CheckpointError, f"{self.directory}: {name}", "this tensor", "nothing, missing")
         file, found_dtype, found_shape, data = self.tensors[name]
-        expect((found_dtype, found_shape) == (dtype, shape), CheckpointError, f"{file}: {name}",
-               f"{dtype} {list(shape)}", f"{found_dtype} {list(found_shape)}")
-        array = data.view(STORED[dtype]).reshape(shape)
+        dtypes = tuple(FLOATS) if dtype == "BF16" else (dtype,)
+        expect(found_dtype in dtypes and found_shape == shape, CheckpointError, f"{file}: {name}",
+               f"{' or '.join(dtypes)} {list(shape)}", f"{found_dtype} {list(found_shape)}")
+        array = data.view(STORED[found_dtype]).reshape(shape)
         return array if array.flags.aligned else array.copy()  # an odd header length; never so in published files
 
 
@@ -366,13 +389,30 @@ def tensor_table(config, layout):
 
 def read_tensors(directory, config, layout):
     """The tensors of a checkpoint as {field: array}: of the model, and of each layer in a list. Either layout gives
-    the same fields, those of gptoss.Layer, with blocks and scales of MXFP4 apart."""
+    the same fields, those of gptoss.Layer."""
     checkpoint, top, layers = Checkpoint(directory), {}, [{} for _ in range(config.num_hidden_layers)]
     for name, (field, i, dtype, shape) in tensor_table(config, layout).items():
-        (top if i is None else layers[i])[field] = checkpoint.view(name, dtype, shape)
+        weight, _, part = field.rpartition("_")
+        if part == "blocks":
+            layers[i][weight] = expert_weight(checkpoint, name, shape, config, weight)
+        elif part != "scales":
+            (top if i is None else layers[i])[field] = checkpoint.view(name, dtype, shape)
     Q, KV = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     for layer in layers if layout == "original" else ():  # q, k and v are one tensor there
         for part in ("weight", "bias"):  # a row slice of a view is a view
             split = np.split(layer.pop(f"qkv_{part}"), [Q, Q + KV])
             layer |= dict(zip((f"q_{part}", f"k_{part}", f"v_{part}"), split, strict=True))
     return top, layers
+
+
+def expert_weight(checkpoint, blocks, shape, config, field):
+    """The experts' weight [E, M, N] whose MXFP4 blocks have this name and shape [E, M, N/32, 16]. A training leaves it
+    unpacked, as [E, N, M] under the name without "_blocks": then it is that array, transposed."""
+    key = "hidden_size" if field == "gate_up" else "intermediate_size"
+    (E, M), N, name = shape[:2], getattr(config, key), blocks[: -len("_blocks")]
+    if name in checkpoint.tensors:
+        return checkpoint.view(name, "BF16", (E, N, M)).swapaxes(1, 2)
+    where = f"{checkpoint.directory / 'config.json'}: {key}"
+    expect(N % 32 == 0, CheckpointError, where, "a multiple of 32, the MXFP4 block", N)
+    scales = blocks[: -len("blocks")] + "scales"
+    return MXFP4(checkpoint.view(blocks, "U8", shape), checkpoint.view(scales, "U8", shape[:3]))

@@ -334,18 +334,24 @@ def look_up_e2m1(llvm, codes):
     return llvm.select(negative, llvm.sub(zero, magnitude), llvm.add(zero, magnitude))
 
 
-def bf16_to_float32(x):
-    """One bf16 pattern (uint16) -> float32, exactly; a float32 passes through. For compiled code only.
+half_to_float32 = operation(types.float32, types.int16)(lambda llvm, x: llvm.fpext(llvm.bitcast(x, ir.HalfType()), F32))
 
-    Which of the two is decided while a caller is compiled. Numba then asks the function registered with @overload,
-    which gets the argument's type and returns the function to use."""
+
+def to_float32(x):
+    """One stored number -> float32, exactly: a bf16 pattern (uint16), a float16 pattern (int16, because Numba has no
+    float16), or a float32. For compiled code only.
+
+    Which of them is decided while a caller is compiled. Numba then asks the function registered with @overload, which
+    gets the argument's type and returns the function to use."""
     raise NotImplementedError
 
 
-@overload(bf16_to_float32, inline="always")
-def bf16_to_float32_for(x):
+@overload(to_float32, inline="always")
+def to_float32_for(x):
     if isinstance(x, types.Float):
         return lambda x: x
+    if x == types.int16:
+        return lambda x: half_to_float32(x)
     return lambda x: np.uint32(np.uint32(x) << np.uint32(16)).view(np.float32)
 
 
