@@ -20,8 +20,9 @@ from numba import prange
 
 import simd
 from checkpoint import MXFP4, Adapted, Int8, bf16_to_float32, expert
+from compiled import inline_jit, jit, parallel_jit
 from mxfp4 import AHEAD, multiply_mxfp4, quantize_activations, stream_mxfp4, swiglu_of_two
-from simd import inline_jit, jit, parallel_jit, to_float32
+from simd import to_float32
 
 NO_SCALES = np.empty((0, 0), np.uint16)  # those of weights that have none
 FEW = 16  # tokens for which dense weights are streamed; for more they are converted in tiles (measured, as the next)

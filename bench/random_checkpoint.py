@@ -72,7 +72,7 @@ def config_json(config, layout):
         return fields | {
             "architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "attention_bias": True,
             "tie_word_embeddings": False, "eos_token_id": eos[0],
-            "rope_scaling": scaling and {"rope_type": "yarn"} | scaling,
+            "rope_scaling": {"rope_type": "yarn"} | scaling if scaling else {"rope_type": "default"},
             "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": [
                 "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]},
         }
