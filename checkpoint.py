@@ -246,8 +246,8 @@ def read_config(path):
             given = [value for value in values if value is not None]
             need(given[1:] in ([], given[:1]), key, "one value, or the same in both places", given)
         for key, value in FIXED.items():
-            given = raw.get(key, rope.get(key))
-            need(given in (None, value), key, "nothing" if value is None else json.dumps(value), given)
+            for given in (raw.get(key), rope.get(key)):
+                need(given in (None, value), key, "nothing" if value is None else json.dumps(value), given)
     fields, longest = dict(numbers(raw, NUMBERS)), 131072
 
     rope_type = rope.get("rope_type", rope.get("type"))
