@@ -367,8 +367,8 @@ class Checkpoint:
                 there = os.path.isfile(directory / file)  # (Path.is_file raises where a name is too long)
                 expect(there, CheckpointError, f"{index}: {file}", "this shard beside it", "no such file")
         else:
-            where, files = None, sorted(path.name for path in directory.glob("*.safetensors"))
-            files = [single.name] if single.name in files else files
+            where, files = None, {path.name for path in directory.glob("*.safetensors")} - {"adapter_model.safetensors"}
+            files = [single.name] if single.name in files else sorted(files)
             expect(files, CheckpointError, directory, "a .safetensors file", stranger(directory) or "none")
         self.directory, self.tensors = directory, {}
         for file in files:
