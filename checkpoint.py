@@ -379,6 +379,9 @@ class Checkpoint:
                     self.tensors[name] = (directory / file, *tensor)
         for name, file in (where or {}).items():
             expect(name in self.tensors, CheckpointError, f"{index}: {name}", f"it in {file}", "no such tensor")
+        apart = next((name for name in self.tensors if ".gate_up_projs." in name), None)  # as Unsloth trains them
+        expect(apart is None, CheckpointError, directory, "the experts of a layer in one tensor",
+               f"{apart} (Unsloth's save_pretrained_merged puts them together)")
 
     def view(self, name, dtype, shape):
         """The tensor `name` as a read-only array of `shape`; bf16 as uint16. BF16 stands for any of FLOATS: what is
