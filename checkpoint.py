@@ -386,9 +386,10 @@ class Checkpoint:
     def view(self, name, dtype, shape):
         """The tensor `name` as a read-only array of `shape`; bf16 as uint16. BF16 stands for any of FLOATS: what is
         published in bf16 comes from a training in float16 or float32 as well."""
-        alike = (key for key in self.tensors if key.endswith(f".{name}"))  # as a training's wrapper names it
-        found = "nothing, missing" if name in self.tensors else next(alike, "nothing, missing")
-        expect(name in self.tensors, CheckpointError, f"{self.directory}: {name}", "this tensor", found)
+        if name not in self.tensors:
+            wrapped = [key for key in self.tensors if key.endswith(f".{name}") and name.startswith("model.")]
+            found = f"{wrapped[0]}, the name in a training's wrapper" if wrapped else "nothing, missing"
+            raise CheckpointError(f"{self.directory}: {name}: expected this tensor, found {found}")
         file, found_dtype, found_shape, data = self.tensors[name]
         dtypes, expected = (FLOATS, "BF16, F16 or F32") if dtype == "BF16" else ({dtype}, dtype)
         expect(found_dtype in dtypes and found_shape == shape, CheckpointError, f"{file}: {name}",
