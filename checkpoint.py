@@ -253,6 +253,8 @@ def read_config(path):
     rope_type = rope.get("rope_type", rope.get("type"))
     need(rope_type in ("yarn", "default"), f"{rope_key}.rope_type", '"yarn" or "default"', rope_type)
     if rope_type == "yarn":
+        if "max_position_embeddings" in raw:  # transformers 4.55 leaves this one out; every version fills it in so
+            rope = {"original_max_position_embeddings": raw["max_position_embeddings"]} | rope
         fields["rope_scaling"] = scaling = dict(numbers(rope, YARN)) | {"truncate": rope.get("truncate", True)}
         need(isinstance(scaling["truncate"], bool), "truncate", "true or false", scaling["truncate"])
         longest = int(scaling["factor"] * scaling["original_max_position_embeddings"])

@@ -185,6 +185,15 @@ def test_each_tensor_may_have_its_own_type(saved, copy):
     assert_logits(copy, saved.tokens, their_logits(copy, saved.tokens))
 
 
+def test_the_length_that_transformers_4_55_leaves_out(saved, copy):
+    edit_json(copy / "config.json", lambda config: as_transformers_4(config) | {"max_position_embeddings": 64})
+    edit_json(copy / "config.json", lambda config: config | {"rope_scaling": {
+        key: value for key, value in config["rope_scaling"].items() if key != "original_max_position_embeddings"}})
+    expected = their_logits(copy, saved.tokens)
+    assert np.abs(expected - saved.logits).max() > 0.1
+    assert_logits(copy, saved.tokens, expected, sizes=())
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 def test_matrices_are_views_into_the_file(dtype, saved, tmp_path):
     GptOssForCausalLM.from_pretrained(saved.path, dtype=getattr(torch, dtype)).save_pretrained(tmp_path)
@@ -332,8 +341,6 @@ def changed(name, change):
 
 
 GATE_UP = "model.layers.0.mlp.experts.gate_up_proj"
-
-
 TENSORS = {
     "a wrapper's prefix": (lambda tensors: {"module." + name: x for name, x in tensors.items()},
                            ("model.embed_tokens.weight: expected", "module.model.embed_tokens.weight")),
