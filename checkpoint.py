@@ -296,6 +296,11 @@ FLOATS = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4"
 STORED = FLOATS | {"U8": np.dtype("u1")}
 ITEM_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "BF16": 16, "F16": 16, "I16": 16,
              "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8}
+WRAPPED = "a name from a training (save the model in the wrapper, not the wrapper)"
+WRONG_NAMES = {  # parts of names that say what went wrong
+    "module.model.": WRAPPED, "_orig_mod.": WRAPPED, "base_model.model.": WRAPPED,
+    ".gate_up_projs.": "an expert apart, as Unsloth trains them (save_pretrained_merged puts them together)",
+}
 MAX_HEADER = 100_000_000  # bytes, as in the safetensors library: a wrong length does not become gigabytes of JSON
 
 
@@ -377,17 +382,14 @@ class Checkpoint:
                     self.tensors[name] = (directory / file, *tensor)
         for name, file in (where or {}).items():
             expect(name in self.tensors, CheckpointError, f"{index}: {name}", f"it in {file}", "no such tensor")
-        apart = next((name for name in self.tensors if ".gate_up_projs." in name), None)  # as Unsloth trains them
-        expect(apart is None, CheckpointError, directory, "the experts of a layer in one tensor",
-               f"{apart} (Unsloth's save_pretrained_merged puts them together)")
+        for name in self.tensors:
+            wrong = next((why for part, why in WRONG_NAMES.items() if part in name), None)
+            expect(wrong is None, CheckpointError, f"{directory}: {name}", "a tensor of gpt-oss", wrong or "")
 
     def view(self, name, dtype, shape):
         """The tensor `name` as a read-only array of `shape`; bf16 as uint16. BF16 stands for any of FLOATS: what is
         published in bf16 comes from a training in float16 or float32 as well."""
-        if name not in self.tensors:
-            wrapped = [key for key in self.tensors if key.endswith(f".{name}") and name.startswith("model.")]
-            found = f"{wrapped[0]}, the name in a training's wrapper" if wrapped else "nothing, missing"
-            raise CheckpointError(f"{self.directory}: {name}: expected this tensor, found {found}")
+        expect(name in self.tensors, CheckpointError, f"{self.directory}: {name}", "this tensor", "nothing, missing")
         file, found_dtype, found_shape, data = self.tensors[name]
         dtypes, expected = (FLOATS, "BF16, F16 or F32") if dtype == "BF16" else ({dtype}, dtype)
         expect(found_dtype in dtypes and found_shape == shape, CheckpointError, f"{file}: {name}",

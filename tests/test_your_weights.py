@@ -343,14 +343,14 @@ def changed(name, change):
 GATE_UP = "model.layers.0.mlp.experts.gate_up_proj"
 TENSORS = {
     "a wrapper's prefix": (lambda tensors: {"module." + name: x for name, x in tensors.items()},
-                           ("model.embed_tokens.weight: expected", "module.model.embed_tokens.weight")),
+                           ("module.model.", ": expected a tensor of gpt-oss, found a name from a training")),
     "compiled": (lambda tensors: {"_orig_mod." + name: x for name, x in tensors.items()},
-                 ("model.embed_tokens.weight: expected", "_orig_mod.model.embed_tokens.weight")),
+                 ("_orig_mod.", ": expected a tensor of gpt-oss, found a name from a training")),
     "peft, not merged": (lambda tensors: {"base_model.model." + name: x for name, x in tensors.items()},
-                         ("model.embed_tokens.weight: expected", "base_model.model.model.embed_tokens.weight")),
+                         ("base_model.model.", ": expected a tensor of gpt-oss, found a name from a training")),
     "without its head": (lambda tensors: {name: x for name, x in tensors.items() if name != "lm_head.weight"},
                          ("lm_head.weight: expected",)),
-    "one by one": (one_by_one, ("expected the experts of a layer in one tensor", "experts.gate_up_projs.0")),
+    "one by one": (one_by_one, ("experts.gate_up_projs.0", "save_pretrained_merged")),
     "float64": (changed(GATE_UP, torch.Tensor.double), (GATE_UP, "F64")),
     "float8": (changed(GATE_UP, lambda x: x.to(torch.float8_e4m3fn)), (GATE_UP, "F8_E4M3")),
     "transposed": (changed(GATE_UP, lambda x: x.mT), (GATE_UP, f"[{E}, {N}, {F2}]", f"found F32 [{E}, {F2}, {N}]")),
