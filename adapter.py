@@ -146,7 +146,7 @@ def read_pairs(file, count, known):
     for name, (dtype, shape, data) in checkpoint.map_safetensors(file).items():
         where, match = f"{file}: {name}", TENSOR.fullmatch(WRAPPERS.sub("", name))
         place = match and (int(match[1]), match[2])
-        expect(not match or place[0] < count, CheckpointError, where, f"layers 0 to {count - 1} of the model", "another")
+        expect(not match or place[0] < count, CheckpointError, where, f"layers 0 to {count - 1}, as the model", "more")
         expect(match and known(place), CheckpointError, where, "lora_A and lora_B of q_proj, k_proj, v_proj, o_proj, "
                "router and experts", "a tensor that is not supported here")
         expect(dtype in checkpoint.FLOATS and len(shape) == 2, CheckpointError, where,
