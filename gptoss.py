@@ -278,13 +278,13 @@ def load(path, *, backend="numba", dense_dtype="bfloat16", adapter=None, model=M
     for layer in layers:
         for field, array in layer.items():
             if field.endswith(("norm", "bias", "sinks")):
-                layer[field] = bf16_to_float32(array)  # once, not at each token
+                layer[field] = np.array(bf16_to_float32(array))  # once, not at each token
             elif field in ("q_weight", "k_weight", "v_weight", "o_weight"):
                 layer[field] = dense(array)
     if adapter is not None:
         adapt(layers, adapter, config)
-    layers = [Layer(**layer) for layer in layers]
-    return model(config, top["embedding"], layers, bf16_to_float32(top["norm"]), dense(top["unembedding"]), operations)
+    layers, norm = [Layer(**layer) for layer in layers], np.array(bf16_to_float32(top["norm"]))
+    return model(config, top["embedding"], layers, norm, dense(top["unembedding"]), operations)
 
 
 def operations_of(backend):

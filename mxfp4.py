@@ -21,7 +21,7 @@ import numpy as np
 from numba import prange
 
 import simd
-from simd import inline_jit, jit, parallel_jit
+from compiled import inline_jit, jit, parallel_jit
 
 MANY = 64  # tokens that unpacked weights meet at a time: 64 * 2 bytes * 2,880 = 370 KB of x, half a level-2 cache
 AHEAD = 2048  # bytes between the weights in use and those asked for: a processor asks by itself, but not so far ahead

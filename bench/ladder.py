@@ -28,9 +28,10 @@ import mxfp4
 import simd
 from bench.measure import machine
 from checkpoint import E2M1, MXFP4, bf16_to_float32, dequantize
+from compiled import FASTMATH
 from kernels import stream_rows
 from mxfp4 import dot_mxfp4, multiply_mxfp4, quantize_activations
-from simd import F32X16, FASTMATH, I32X16, U8X32, ZERO_POINT, f32x16, i8x32, operation, shuffle, u8x32
+from simd import F32X16, I32X16, U8X32, ZERO_POINT, f32x16, i8x32, operation, shuffle, u8x32
 
 jit, parallel_jit = njit(fastmath=FASTMATH), njit(parallel=True, fastmath=FASTMATH)  # not kept on disk
 inline_jit = njit(fastmath=FASTMATH, forceinline=True)

@@ -18,11 +18,12 @@ import pytest
 from numba import njit
 from numba.core.registry import cpu_target
 
+import compiled
 import gptoss
 import kernels
 import mxfp4
 import simd
-from gptoss import MXFP4, dequantize, float32_to_bf16, quantize_int8
+from checkpoint import MXFP4, Int8, dequantize, float32_to_bf16, quantize_int8
 from kernels import FEW, FEW_MXFP4, KEYS
 from mxfp4 import MANY, deinterleaved
 
@@ -683,7 +684,7 @@ def exact_dots():
 
 def assembly():
     """What dot_mxfp4 is compiled to here and now (a function from the cache does not say)."""
-    dot = njit(fastmath=simd.FASTMATH)(mxfp4.dot_mxfp4.py_func)
+    dot = njit(fastmath=compiled.FASTMATH)(mxfp4.dot_mxfp4.py_func)
     dot(np.zeros(32, np.uint8), np.zeros(2, np.uint8), 0, np.zeros(128, np.int8), np.zeros(2, np.int32),
         np.zeros(2, np.float32), 0, 2)
     return "\n".join(dot.inspect_asm().values())
