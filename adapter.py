@@ -65,7 +65,7 @@ def adapt(layers, directory, config):
         return next((c for c in candidates(*place, crossed) if c[-2:] == shapes), None)
 
     pairs = read_pairs(file, len(layers), lambda place: any(candidates(*place)))
-    # Recent versions of PEFT take the experts' inputs for outputs where transformers does not say how they lie, which it
+    # Recent versions of PEFT take the experts' inputs for outputs where transformers doesn't say how they lie, which it
     # does from version 5 on: there A is B, and B is A. (Where N = F, as in gpt-oss, the shapes of `down` alone cannot
     # tell. Then it is taken as all other versions write it.)
     stacked = [(place, pair) for place, pair in pairs.items() if STACKED.fullmatch(place[1])]
