@@ -82,6 +82,14 @@ def test_gguf_holds_the_same_numbers(layout, written, tmp_path):
                              "BF16" if name.endswith(DENSE) else "F32"), name
 
 
+def test_gguf_of_weights_in_another_form_is_refused(written, tmp_path, monkeypatch):
+    model = gptoss.load(written / "small", backend="numpy")
+    model.layers[1] = model.layers[1]._replace(down=np.zeros((7, 96, 64), np.float16))
+    monkeypatch.setattr(gptoss, "load", lambda *_, **__: model)
+    with pytest.raises(ValueError, match="expected weights as published, bf16 and MXFP4, .* found others"):
+        gguf_writer.write_gguf(tmp_path / "a.gguf", written / "small", SMALL, "bfloat16")
+
+
 def test_gguf_with_dense_weights_in_8_bits(written, tmp_path):
     """Equal but for these weights, which are off by no more than half a step of their block."""
     gguf_writer.write_gguf(tmp_path / "a.gguf", written / "q8", Q8, "int8")
