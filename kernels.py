@@ -454,7 +454,8 @@ def moe(workers, few, x, chosen, weights, gate_up, gate_up_scales, gate_up_bias,
         down_scales, down_bias, down_A, down_B, limit):
     """`experts` with arrays as arguments. One function, so that Python makes one call and not one for each step."""
     (T, N), (E, _, B, _), J = x.shape, down.shape, chosen.size
-    (tokens, places, starts, used), gated = group(chosen, E), len(gate_up_A) == 0  # else SwiGLU is after the update
+    tokens, places, starts, used = group(chosen, E)
+    gated = len(gate_up_A) == 0  # else SwiGLU comes after the update
     h, results = np.empty((J, 32 * B if gated else 64 * B), np.float32), np.empty((J, N), np.float32)
     streamed = J <= few * used and N % 64 == 0 and B % 2 == 0  # dot_mxfp4 takes blocks in pairs
     expert_linear(streamed, workers, x, tokens, starts, gate_up, gate_up_scales, gate_up_bias, gated, limit, h)
