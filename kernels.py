@@ -25,7 +25,6 @@ from mxfp4 import AHEAD, multiply_mxfp4, quantize_activations, stream_mxfp4, swi
 from simd import to_float32
 
 NO_SCALES = np.empty((0, 0), np.uint16)  # those of weights that have none
-NO_UPDATE = np.empty((0, 0, 0), np.float32)  # the low-rank update of experts that have none
 FEW = 16  # tokens for which dense weights are streamed; for more they are converted in tiles (measured, as the next)
 FEW_MXFP4 = 5  # the same for packed weights, in tokens of an expert, on average over the experts in use
 KEYS, QUERIES = 32, 4  # keys that attention takes at a time (two vectors), and queries that share their conversion
@@ -436,37 +435,16 @@ def expert_linear(streamed, workers, x, tokens, starts, blocks, scales, bias, ga
         multiply_mxfp4(workers, values, compensation, x_scales, tokens, starts, blocks, scales, bias, gated, limit, y)
 
 
-@parallel_jit
-def add_low_rank(x, tokens, starts, A, B, y):
-    """y [J, M] += x of the tokens times A [E, r, N]^T and B [E, r, M] of their expert: what Adapted weights add."""
-    for e in prange(len(A)):
-        for j in range(starts[e], starts[e + 1]):
-            for i in range(A.shape[1]):
-                total = np.float32(0)
-                for n in range(x.shape[1]):
-                    total += A[e, i, n] * x[tokens[j], n]
-                for m in range(y.shape[1]):
-                    y[j, m] += total * B[e, i, m]
-
-
 @jit
-def moe(workers, few, x, chosen, weights, gate_up, gate_up_scales, gate_up_bias, gate_up_A, gate_up_B, down,
-        down_scales, down_bias, down_A, down_B, limit):
+def moe(workers, few, x, chosen, weights, gate_up, gate_up_scales, gate_up_bias, down, down_scales, down_bias, limit):
     """`experts` with arrays as arguments. One function, so that Python makes one call and not one for each step."""
     (T, N), (E, _, B, _), J = x.shape, down.shape, chosen.size
     tokens, places, starts, used = group(chosen, E)
-    gated = len(gate_up_A) == 0  # else SwiGLU comes after the update
-    h, results = np.empty((J, 32 * B if gated else 64 * B), np.float32), np.empty((J, N), np.float32)
+    h, results, y = np.empty((J, 32 * B), np.float32), np.empty((J, N), np.float32), np.zeros((T, N), np.float32)
     streamed = J <= few * used and N % 64 == 0 and B % 2 == 0  # dot_mxfp4 takes blocks in pairs
+    gated = gate_up.shape[1] == 2 * h.shape[1]  # always so; but for a literal True Numba would compile all twice
     expert_linear(streamed, workers, x, tokens, starts, gate_up, gate_up_scales, gate_up_bias, gated, limit, h)
-    if not gated:
-        add_low_rank(x, tokens, starts, gate_up_A, gate_up_B, h)
-        h = swiglu(h, limit)
-    pairs, gated = np.arange(J), J == 0  # (False, but for a literal one Numba would compile all twice)
-    expert_linear(streamed, workers, h, pairs, starts, down, down_scales, down_bias, gated, limit, results)
-    if len(down_A):
-        add_low_rank(h, pairs, starts, down_A, down_B, results)
-    y = np.zeros((T, N), np.float32)
+    expert_linear(streamed, workers, h, np.arange(J), starts, down, down_scales, down_bias, not gated, limit, results)
     for t in range(T):  # in one thread: few additions beside those of the products
         for i in range(len(weights[t])):
             for n in range(N):
@@ -486,14 +464,11 @@ def swiglu(gate_up, limit):
 
 def experts(x, chosen, weights, layer, limit):
     """Mixture of experts: x [T, N] -> [T, N]; chosen, weights [T, K]. See gptoss.experts."""
-    limit, parts = np.float32(limit), []
-    for weight, bias in (layer.gate_up, layer.gate_up_bias), (layer.down, layer.down_bias):
-        weight, A, B = weight if isinstance(weight, Adapted) else (weight, NO_UPDATE, NO_UPDATE)
-        if isinstance(weight, MXFP4):
-            parts += *weight, bf16_to_float32(bias), A, np.ascontiguousarray(B.swapaxes(1, 2))
-    if len(parts) == 10:
-        return moe(numba.get_num_threads(), FEW_MXFP4, x, chosen, weights, *parts, limit)
-    y = np.zeros_like(x)  # unpacked ones: one after the other, as in gptoss.experts
+    limit, biases = np.float32(limit), [bf16_to_float32(bias) for bias in (layer.gate_up_bias, layer.down_bias)]
+    if isinstance(layer.gate_up, MXFP4) and isinstance(layer.down, MXFP4):
+        gate_up, down = (*layer.gate_up, biases[0]), (*layer.down, biases[1])
+        return moe(numba.get_num_threads(), FEW_MXFP4, x, chosen, weights, *gate_up, *down, limit)
+    y = np.zeros_like(x)  # unpacked or adapted ones: one after the other, as in gptoss.experts
     for e in np.unique(chosen):
         t, slot = np.nonzero(chosen == e)
         h = swiglu(linear(x[t], part(layer.gate_up, e), layer.gate_up_bias[e]), limit)  # [tokens of e, F]
