@@ -181,14 +181,13 @@ def test_merged_is_adapted_is_not_the_base(backend, small, tmp_path):
 
 @pytest.mark.parametrize("backend", TOLERANCE)
 def test_an_update_of_zeros_changes_nothing(backend, small, tmp_path):
-    """To the last bit, as far as compiled code makes the same roundings: of the experts' SwiGLU, which is computed
-    apart then, it does not promise that."""
+    """In NumPy to the last bit. The kernels take adapted experts one after the other, and so sum in another order."""
     path, folder, tokens, _ = small
     tensors = load_file(folder / "adapter_model.safetensors")
     write(tmp_path, folder, {name: 0 * w if "lora_B" in name else w for name, w in tensors.items()})
     base, adapted = (both_ways(path, tokens, backend, adapter=at)[:2] for at in (None, tmp_path))
     for one, other in zip(base, adapted, strict=True):
-        assert np.array_equal(one, other)
+        assert np.abs(one - other).max() <= (0 if backend == "numpy" else TOLERANCE["numba"])
 
 
 @pytest.mark.parametrize("backend", TOLERANCE)
