@@ -24,7 +24,7 @@ from rich.filesize import decimal
 import compiled
 import gptoss
 import tokenizer as tokenizers
-from checkpoint import CheckpointError, expect, read_config, read_tensors
+from checkpoint import CheckpointError, directory_of, expect, read_config, read_tensors
 
 HERE = Path(__file__).resolve().parent
 NANO = HERE / "nano"
@@ -76,6 +76,8 @@ def find(name, note, confirm=ask):
     """The directory of the model called `name`, once it is there. What has to be downloaded is said to `note`, and
     comes if confirm("Download it now?") is true. Raises CheckpointError."""
     path = Path(os.path.expanduser(name))
+    if os.path.isfile(path):
+        return directory_of(path)
     if not os.path.isdir(path):
         name = os.fspath(NAMES.get(name, name))
         path = Path(name)

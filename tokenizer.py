@@ -46,14 +46,15 @@ class TokenizerError(ValueError):
 
 
 class Tokenizer:
-    """A vocabulary. `special_tokens`: name -> id; `vocab_size`: one more than the highest id."""
+    """A vocabulary. `special_tokens`: name -> id; `vocab_size`: one more than the highest id. `words`: those of the
+    special tokens that a fine-tuning added as words, and that any text may have."""
 
-    def __init__(self, ranks: dict[bytes, int], pattern: str, special_tokens: dict[str, int], name: str):
+    def __init__(self, ranks: dict[bytes, int], pattern: str, special_tokens: dict[str, int], name: str, words=()):
         try:
             self._bpe = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special_tokens)
         except ValueError as error:  # what tiktoken raises when the pattern does not compile
             raise TokenizerError(f"{name}: expected a pattern that tiktoken can compile, found {pattern!r}") from error
-        self.special_tokens = dict(special_tokens)
+        self.special_tokens, self.words = dict(special_tokens), frozenset(words)
         self.vocab_size = self._bpe.max_token_value + 1
 
     def encode(self, text: str, allowed_special: Iterable[str] = ()) -> list[int]:
@@ -61,7 +62,7 @@ class Tokenizer:
 
         So text from a user can never become the start of a message. Raises TokenizerError for what is not text."""
         expect(isinstance(text, str), TokenizerError, "encode", "a str", type(text).__name__)
-        allowed = set(self.special_tokens if allowed_special == "all" else allowed_special)
+        allowed = self.words.union(self.special_tokens if allowed_special == "all" else allowed_special)
         unknown = sorted(map(repr, allowed - self.special_tokens.keys()))
         expect(not unknown, TokenizerError, "encode", "names of special tokens", ", ".join(unknown))
         if not allowed:
@@ -163,9 +164,15 @@ def _from_json(file: Path) -> Tokenizer:
     missing = min({bytes([byte]) for byte in range(256)} - ranks.keys(), default=None)
     need(missing is None, "a token for each of the 256 bytes", f"none for {missing}")
     _check_merges(vocab, merges, file)
+    words = {token["content"] for token in added if token.get("special") is False}
+    plain = all(not token.get(key) for token in added for key in ("lstrip", "rstrip", "single_word"))
+    need(plain, "added_tokens that are found as they are written", "some with lstrip, rstrip or single_word")
     if len(ranks) == O200K_RANKS and specials.get("<|start|>") == O200K_SPECIALS["<|start|>"]:
-        specials = O200K_SPECIALS  # the official file: the same tokenizer as tiktoken's, whichever way it was loaded
-    return Tokenizer(ranks, _pattern(data.get("pre_tokenizer"), file), specials, str(file))
+        # The official file, which names the ids up to 200018: the same tokenizer as tiktoken's, whichever way it was
+        # loaded. What a fine-tuning has added to it stays.
+        more = {name: id for name, id in specials.items() if id > 200_018}
+        specials = {name: id for name, id in O200K_SPECIALS.items() if id not in more.values()} | more
+    return Tokenizer(ranks, _pattern(data.get("pre_tokenizer"), file), specials, str(file), words)
 
 
 def _check_merges(vocab: dict[str, int], merges: list, file: Path) -> None:

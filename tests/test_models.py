@@ -540,6 +540,15 @@ def test_a_model_in_another_form_finds_its_kernels_compiled(form, monkeypatch, t
     assert kinds == {name: len(f.signatures) for name, f in vars(kernels).items() if hasattr(f, "signatures")}
 
 
+def test_a_file_stands_for_its_directory(tmp_path):
+    assert models.find(str(NANO / "model.safetensors"), silent) == NANO
+    (tmp_path / "small.gguf").write_bytes(b"GGUF\x03\0\0\0")
+    with pytest.raises(CheckpointError, match="small.gguf: expected a checkpoint, found GGUF"):
+        models.find(str(tmp_path / "small.gguf"), silent)
+    with pytest.raises(CheckpointError, match="expected a checkpoint, found GGUF"):
+        models.load(str(tmp_path), silent)
+
+
 def test_what_cannot_be_used_is_said_before_anything_is_compiled(monkeypatch, tmp_path):
     monkeypatch.setattr(compiled, "all_compiled", lambda *_: pytest.fail("prepared"))
     shutil.copytree(NANO, tmp_path, dirs_exist_ok=True)

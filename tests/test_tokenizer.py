@@ -276,6 +276,23 @@ def test_no_directory(tmp_path):
         load_tokenizer(tmp_path / "file")
 
 
+def test_what_a_fine_tuning_added_to_the_vocabulary_stays(tmp_path):
+    """A special token, which no text can have, and a word, which the tokenizers library finds in any text."""
+    data = o200k_json()
+    data["added_tokens"] += [{"id": 200_019, "content": "<|route|>", "special": True},
+                             {"id": 200_020, "content": "naïveté", "special": False}]
+    exactly = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    data["added_tokens"] = [token | exactly for token in data["added_tokens"]]
+    write(tmp_path, json.dumps(data).encode())
+    tokenizer, text = load_tokenizer(tmp_path), "a naïveté of <|route|>"
+    assert tokenizer.special_tokens["<|route|>"] == 200_019 and "<|reserved_200019|>" not in tokenizer.special_tokens
+    assert tokenizer.special_tokens["<|start|>"] == 200_006 and tokenizer.vocab_size == 201_088
+    theirs = HuggingFaceTokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert tokenizer.encode(text, allowed_special={"<|route|>"}) == theirs.encode(text).ids
+    assert 200_020 in tokenizer.encode(text) and 200_019 not in tokenizer.encode(text)
+    assert tokenizer.decode(theirs.encode(text).ids) == text
+
+
 def test_without_network_and_cache_the_error_is_a_recipe(tmp_path, monkeypatch):
     def no_network(*arguments, **options):
         raise OSError("no route to host")
