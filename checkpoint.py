@@ -229,18 +229,10 @@ def read_config(path):
         quantization = raw.get("quantization_config") or {"quant_method": "mxfp4"}  # what there is, the tensors say
         need(isinstance(quantization, dict) and quantization.get("quant_method") == "mxfp4", "quantization_config",
              'nothing or quant_method "mxfp4"', quantization)
-        # transformers 5 writes rope_theta and YaRN's numbers together, as rope_parameters
-        rope_key = "rope_scaling" if raw.get("rope_parameters") is None else "rope_parameters"
-        rope = raw.get(rope_key)  # without it, versions of transformers take different ones
-        need(isinstance(rope, dict), rope_key, "YaRN's numbers, or {\"rope_type\": \"default\"} for plain RoPE", rope)
+        experts = raw.get("num_experts", raw.get("num_local_experts"))  # its name elsewhere in transformers
+        need(experts == raw.get("num_local_experts"), "num_experts", "what num_local_experts says, or nothing", experts)
+        rope_key, rope = rope_of(raw, need)
         raw = {key: rope[key] for key in ("rope_theta",) if key in rope} | raw
-        for key, values in (("rope_scaling", (raw.get("rope_scaling"), raw.get("rope_parameters"))),
-                            ("rope_theta", (raw.get("rope_theta"), rope.get("rope_theta"))),
-                            ("rope_type", (rope.get("rope_type"), rope.get("type"))),
-                            ("num_experts", (raw.get("num_experts"), raw.get("num_local_experts"))),
-                            *((key, (raw.get(key), rope.get(key))) for key in (*YARN, "truncate"))):
-            given = [value for value in values if value is not None]
-            need(given[1:] in ([], given[:1]), key, "one value, or the same in both places", given)
         for key, value in FIXED.items():
             for given in (raw.get(key), rope.get(key)):
                 need(given in (None, value), key, "nothing" if value is None else json.dumps(value), given)
@@ -276,6 +268,21 @@ def read_config(path):
     stops = stop_ids(generation, says, V) | stop_ids(path, raw, V)  # a reply ends at what either file names
     fields["eos_token_id"] = tuple(stops) or Config.eos_token_id
     return Config(**fields, layer_types=tuple(types), do_sample=(says or raw).get("do_sample") is not False), layout
+
+
+def rope_of(raw, need):
+    """The key and the value of what a config says of RoPE: rope_scaling, or as transformers 5 writes it,
+    rope_parameters with rope_theta in it. A number that stands in two places must be the same in both."""
+    rope_key = "rope_scaling" if raw.get("rope_parameters") is None else "rope_parameters"
+    rope = raw.get(rope_key)  # if there is none, transformers 4 and 5 take different ones
+    need(isinstance(rope, dict), rope_key, "YaRN's numbers, or {\"rope_type\": \"default\"} for plain RoPE", rope)
+    twice = {"rope_scaling": (raw.get("rope_scaling"), raw.get("rope_parameters")),
+             "rope_type": (rope.get("rope_type"), rope.get("type")),
+             **{key: (raw.get(key), rope.get(key)) for key in ("rope_theta", "truncate", *YARN)}}
+    for key, values in twice.items():
+        given = [value for value in values if value is not None]
+        need(given[1:] in ([], given[:1]), key, "one value, or the same in both places", given)
+    return rope_key, rope
 
 
 def stop_ids(path, source, V):

@@ -533,7 +533,7 @@ def test_a_model_in_another_form_finds_its_kernels_compiled(form, monkeypatch, t
     for name in ("config.json", "generation_config.json", "tokenizer.json"):
         shutil.copy(NANO / name, tmp_path)
     monkeypatch.setattr(models, "SMALL", 0)
-    model, _, _ = models.load(tmp_path, silent)
+    model, _, _ = models.load(tmp_path, lambda text: None)
     assert models.forms(model) == (form, form) and compiled.all_compiled(form, form)
     kinds = {name: len(f.signatures) for name, f in vars(kernels).items() if hasattr(f, "signatures")}
     assert answer(model) == ANSWER
