@@ -69,9 +69,9 @@ def addressed(name):
 def from_openai(messages, where="messages"):
     """(instructions, history) of a list of JSON objects. Instructions, or None: what system and developer say.
 
-    Takes what other programs write too: texts in parts, other names of the thought, arguments that are objects, several calls
-    at once. Each call is followed by its result. Keys that it does not know are ignored. Raises ValueError for what it
-    cannot read, a sentence that begins with `where`."""
+    Takes what other programs write too: texts in parts, other names of the thought, arguments that are objects, several
+    calls at once. Each call is followed by its result. Keys that it does not know are ignored. Raises ValueError for
+    what it cannot read, a sentence that begins with `where`."""
     instructions, history, calls = [], [], set()
     results = {}  # of each id in order: some programs use one again in every turn
     for message in _expect(messages, list, where):

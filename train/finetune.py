@@ -1,20 +1,11 @@
-"""Teaches a finished model something new: from conversations in OpenAI's form to a checkpoint, or to an adapter.
+"""Teaches a finished model something new, from conversations in OpenAI's form (conversations.py).
 
     python -m train.finetune --data FILE.jsonl --out DIR            all weights; DIR is then a checkpoint like any other
-    python -m train.finetune --data FILE.jsonl --out DIR --lora     an adapter (LoRA) as the PEFT library writes it
+    python -m train.finetune --data FILE.jsonl --out DIR --lora     an adapter (lora.py) as the PEFT library writes it
     python -m train.finetune --data FILE.jsonl --tokens FILE        only the ids and labels, to train elsewhere
 
 The same command again, after it was stopped, goes on where it was, and ends in the same weights. examples.py makes data
 to try it with.
-
-Each line of the data is one conversation, as a server would be asked for it, but with the answers in it:
-
-    {"messages": [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "What is 6 * 7?"},
-                  {"role": "assistant", "thinking": "6×7=42", "content": "6 × 7 = 42"}], "reasoning_effort": "low"}
-
-`tools` and several turns work too. Each answer is one example: the prompt as chat.py would send it at this place, and
-then what the assistant said. Only the latter is learned. So the thoughts of earlier turns are no part of a prompt, but
-each of them is learned where it belongs to the last turn.
 
 The experts will be stored in four bits. Training computes with the weights as they will be stored, and moves the exact
 ones (a *straight-through* gradient, arXiv 1308.3432). So what is stored is what was trained.
@@ -31,243 +22,41 @@ import shutil
 import signal
 import time
 from concurrent.futures import ProcessPoolExecutor
-from datetime import timedelta
-from itertools import groupby, pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
 from rich.console import Console
 from rich.markdown import Markdown
-from rich.text import Text
-from safetensors.torch import save_file
 from torch.nn.utils import parametrize
 
 import gptoss
-import harmony
 from bench.random_checkpoint import atomic_write, write_json
 from checkpoint import expect, expect_number
 from evals import evaluate
-from serving import chat as openai
-from serving.turn import conversation
 from tokenizer import load as load_tokenizer
-from train import export, pretrain, tasks
+from train import export, lora, pretrain, tasks
+from train.conversations import batches, read, show, tensors, write_tokens
 from train.model import load
 
 ROOT = Path(__file__).resolve().parent.parent
 MUON_LR, ADAM_LR, LORA_LR, WARM_UP = 0.004, 6e-4, 4e-3, 20
-RANK, ALPHA = 8, 16
-ATTENTION, EXPERTS = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_up_proj", "down_proj")
-LENGTH, TOKENS = 640, 3840  # of a row, and of a step
-ASKED = "2026-06-01"  # the date in the prompts of the evaluation; in training it changes, so that none is learned
-DATES = (ASKED, *(str(tasks.FIRST_DAY + timedelta(days=431 * n)) for n in range(8)))
 
 
-# ---- From conversations to tokens -----------------------------------------------------------------------------------
-
-
-class Example(NamedTuple):
-    """An answer and all that stands before it. Tokens are ids."""
-
-    openings: tuple  # system and developer message, a list of tokens for each of DATES
-    tokens: list  # all that follows
-    learn: list  # for each of these whether the loss counts it
-    effort: str
-    thought: str
-    answer: str | None  # None: the turn calls a tool, and so it can't be evaluated by one reply
-
-
-def read(path, tokenizer):
-    """The conversations of a file: a list of Examples for each. Raises ValueError with the line, or OSError."""
-    conversations, cache = [], {}
-    for n, line in enumerate(Path(path).read_bytes().splitlines(), 1):
-        where = f"{path}, line {n}"
-        try:
-            body = json.loads(line) if line.strip() else None
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where}: expected JSON, found {str(error)[:200]}") from None
-        if body is not None:
-            expect(isinstance(body, dict), ValueError, where, "an object with messages", body)
-            try:
-                conversations.append(examples(openai.read(body), tokenizer, cache))
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}") from None
-    expect(conversations, ValueError, path, "at least one conversation", "none")
-    return conversations
-
-
-def examples(request, tokenizer, cache):
-    """One for each turn of a conversation in which the assistant says something. Raises ValueError if it never does."""
-    chat = conversation(request, SimpleNamespace(processes_logits=True), tokenizer)
-    header = harmony.render([], tokenizer, next_role="assistant")
-    history, chat.history, chat.date, found = request.history, [], ASKED, []
-    key = tuple(chat.prompt(None))
-    if key not in cache:
-        cache[key] = []
-        for chat.date in DATES:
-            cache[key].append(chat.prompt(None)[: -len(header)])
-    openings, chat.date = tuple(cache[key]), ASKED
-    asked = [n for n, message in enumerate(history) if message.role == "user"]
-    for start, end in pairwise([*asked, len(history)]):
-        turn = history[start + 1 : end]
-        while turn and turn[-1].role != "assistant":
-            turn.pop()
-        if not turn:
-            continue
-        chat.history = history[: start + 1]
-        tokens = chat.prompt(None)[len(openings[0]) : -len(header)]
-        learn = [False] * len(tokens)
-        for before, message in zip(history[start:], turn, strict=False):
-            ids = harmony.render([message], tokenizer, next_role=None, drop_analysis=False,
-                                 training=message is turn[-1])
-            given = len(header) if before.role != "assistant" else 0  # with this the prompt ends
-            tokens += ids
-            learn += [message.role == "assistant" and i >= given for i in range(len(ids))]
-        said = {message.channel: message.content for message in turn if message.role == "assistant"}
-        called = any(message.recipient for message in turn)
-        found.append(Example(openings, tokens, learn, request.effort, said.get("analysis", ""),
-                             None if called else said.get("final")))
-    expect(found, ValueError, "messages", "a user's and then an assistant's message", "none")
-    return found
-
-
-def show(console, example, tokenizer):
-    """Prints an example. What is learned stands out in colour, or where there is none between « and »."""
-    console.print("The first example. What is learned is marked:\n")
-    flags = [False] * len(example.openings[0]) + example.learn
-    marked, text = zip([*example.openings[0], *example.tokens], flags, strict=True), Text()
-    for learned, run in groupby(marked, lambda pair: pair[1]):
-        piece = tokenizer.decode([id for id, _ in run])
-        piece = piece if console.is_terminal or not learned else f"«{piece}»"
-        text.append(piece, "bold green" if learned else "dim")
-    console.print(text, "\n", highlight=False)
-
-
-def write_tokens(path, found):
-    """A line for each example: "input_ids", and "labels", which are the same where a token is learned, else -100."""
-    with atomic_write(path) as file:
-        for example in found:
-            ids = [*example.openings[0], *example.tokens]
-            learn = [False] * len(example.openings[0]) + example.learn
-            labels = [id if learned else -100 for id, learned in zip(ids, learn, strict=True)]
-            file.write(json.dumps({"input_ids": ids, "labels": labels}).encode() + b"\n")
-
-
-# ---- From examples to rows ------------------------------------------------------------------------------------------
-
-
-def batches(found, rng, length):
-    """The batches of one epoch: lists of rows, and a row is (which of DATES, Examples that have the same opening).
-
-    As in the first training, examples in a row share their opening, and none sees another. Rows of similar length come
-    into one batch, so that there is little padding."""
-    open_rows, rows = {}, []
-    for example in rng.sample(found, len(found)):
-        key = id(example.openings[0])
-        row, size = open_rows.get(key, (None, length))
-        if row is None or size + len(example.tokens) > length:
-            row, size = (rng.randrange(1, len(DATES)), []), len(example.openings[0])
-            rows.append(row)
-        row[1].append(example)
-        open_rows[key] = row, size + len(example.tokens)
-    rows.sort(key=row_length)
-    n = max(1, round(sum(map(row_length, rows)) / TOKENS))
-    out = [rows[i * len(rows) // n : (i + 1) * len(rows) // n] for i in range(n)]
-    rng.shuffle(out)
-    return out
-
-
-def row_length(row):
-    date, members = row
-    return len(members[0].openings[date]) + sum(len(example.tokens) for example in members)
-
-
-def tensors(rows):
-    """tokens, positions, groups and learn [rows, longest], as pretrain.forward takes them."""
-    longest, columns = max(map(row_length, rows)), ([], [], [], [])
-    for date, members in rows:
-        shared = members[0].openings[date]
-        tokens, n = [*shared], len(shared)
-        positions, groups, learn = list(range(n)), [0] * n, [False] * n
-        for group, example in enumerate(members, 1):
-            tokens += example.tokens
-            positions += range(n, n + len(example.tokens))
-            groups += [group] * len(example.tokens)
-            learn += example.learn
-        rest = longest - len(tokens)
-        for column, values in zip(columns, (tokens + [0] * rest, positions + list(range(rest)), groups + [-1] * rest,
-                                            learn + [False] * rest), strict=True):
-            column.append(values)
-    return [torch.tensor(column) for column in columns]
-
-
-# ---- LoRA -----------------------------------------------------------------------------------------------------------
-
-
-class LowRank(torch.nn.Module):
-    """W + alpha/r B A in place of a weight: a matrix [out, in], or the experts' [E, in, out] (arXiv 2106.09685).
-
-    A [r E, in] and B [out, r E] are stacked as PEFT does it: in A the expert is the slow index, in B the fast one."""
-
-    def __init__(self, weight):
-        super().__init__()
-        self.experts = weight.shape[0] if weight.dim() == 3 else 1
-        out, inputs = weight.shape if weight.dim() == 2 else weight.shape[:0:-1]
-        self.A = torch.nn.Parameter(torch.empty(RANK * self.experts, inputs))
-        self.B = torch.nn.Parameter(torch.zeros(out, RANK * self.experts))
-        torch.nn.init.uniform_(self.A, -(inputs**-0.5), inputs**-0.5)  # as PEFT begins
-        self.requires_grad_(True)
-
-    def forward(self, weight):
-        A, B = self.A.unflatten(0, (self.experts, RANK)), self.B.unflatten(1, (RANK, self.experts))
-        delta = torch.einsum("ore,eri->eio", B, A) * (ALPHA / RANK)
-        return weight + (delta if weight.dim() == 3 else delta[0].T)
-
-
-def adapt(net):
-    """Freezes a GptOss and puts LowRank onto attention and experts of each layer. -> {name in PEFT's file: LowRank}"""
-    net.requires_grad_(False)
-    adapters = {}
-    for i, layer in enumerate(net.model.layers):
-        stem = f"base_model.model.model.layers.{i}."
-        for name in ATTENTION:
-            module = getattr(layer.self_attn, name)
-            adapters[f"{stem}self_attn.{name}"] = LowRank(module.weight)
-            parametrize.register_parametrization(module, "weight", adapters[f"{stem}self_attn.{name}"])
-        for name, inside in zip(EXPERTS, (".base_layer", ""), strict=True):  # the first named is the innermost
-            adapters[f"{stem}mlp.experts{inside}"] = low = LowRank(getattr(layer.mlp.experts, name))
-            parametrize.register_parametrization(layer.mlp.experts, name, low)
-    return adapters
-
-
-def write_adapter(adapters, base, directory):
-    """An adapter in PEFT's form. base: the name of the model that it belongs to."""
-    write_json(directory / "adapter_config.json", {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base), "r": RANK,
-        "lora_alpha": ALPHA, "lora_dropout": 0.0, "bias": "none", "target_modules": list(ATTENTION),
-        "target_parameters": [f"mlp.experts.{name}" for name in EXPERTS], "inference_mode": True})
-    stored = {f"{name}.lora_{x}.weight": getattr(low, x).detach() for name, low in adapters.items() for x in "AB"}
-    save_file(stored, directory / "adapter_model.safetensors", metadata={"format": "pt"})
-
-
-# ---- Training -------------------------------------------------------------------------------------------------------
-
-
-def train(part, found, base, lora=False, epochs=3, length=LENGTH, seed=0, rounding=True, save_every=50, stop_after=None,
+def train(part, found, base, low_rank=False, epochs=1, length=640, seed=0, rounding=True, save_every=50, stop_after=None,
           worker=0, workers=1):
     """Trains the model in `base`, resuming from part/state.pt if there is one. Returns what `write` takes.
 
     With several workers (processes of one torch.distributed group) each takes its share of a step's rows."""
     torch.manual_seed(seed)  # A begins with random numbers
     net, adapters, peaks = load(base).train(), None, (MUON_LR, ADAM_LR)
-    if lora:
-        adapters = adapt(net)
+    if low_rank:
+        adapters = lora.adapt(net)
         learned, peaks = [p for p in net.parameters() if p.requires_grad], (LORA_LR,)
         optims = [torch.optim.AdamW(learned, lr=LORA_LR, betas=(0.9, 0.98), weight_decay=0.0)]
     else:
         learned, optims = list(net.parameters()), pretrain.optimizers(net)
-    stored = copy.deepcopy(net) if rounding and not lora else net  # computes with the weights as they will be stored
+    stored = copy.deepcopy(net) if rounding and not low_rank else net  # computes with the weights as they will be stored
     plan = [batch for epoch in range(epochs) for batch in batches(found, random.Random(f"{seed} {epoch}"), length)]
     first, log, saved, losses = 0, part / "log.jsonl", part / "state.pt", []
     if saved.exists():
@@ -316,7 +105,7 @@ def train(part, found, base, lora=False, epochs=3, length=LENGTH, seed=0, roundi
 
 
 def work(worker, workers, part, options):
-    """One worker's process, of one thread. Ctrl-C ends it without a word: what is saved is enough to go on."""
+    """One worker's process, of one thread. Ctrl-C ends it without a word: what is saved by then is enough."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     torch.set_num_threads(1)
     if workers > 1:
@@ -334,7 +123,7 @@ def write(net, adapters, base, directory):
     """What was trained: a checkpoint, or the adapter of one."""
     directory.mkdir(exist_ok=True)
     if adapters:
-        return write_adapter(adapters, base, directory)
+        return lora.write(adapters, base, directory)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         if (base / name).exists():
             shutil.copyfile(base / name, directory / name)
@@ -418,8 +207,8 @@ def main():
                         help="conversations to evaluate on (default: the last tenth of the data, not trained on)")
     parser.add_argument("--model", type=Path, default=ROOT / "nano", metavar="DIR", help="(default: the small model)")
     parser.add_argument("--lora", action="store_true", help="train an adapter, and leave the weights as they are")
-    parser.add_argument("--epochs", type=int, default=3, help="how often each conversation is seen (default: 3)")
-    parser.add_argument("--length", type=int, default=LENGTH, help=f"most tokens of an example (default: {LENGTH})")
+    parser.add_argument("--epochs", type=int, default=1, help="how often each conversation is seen (default: 1)")
+    parser.add_argument("--length", type=int, default=640, help="most tokens of an example (default: 640)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="processes, one for each core (default: 2)")
     parser.add_argument("--each", type=int, default=100, help="old problems of each task and effort (default: 100)")
@@ -459,7 +248,7 @@ def run(args):
     expect(not args.out.exists(), ValueError, args.out, "a new directory", "one that is there")
     part = args.out.with_name(args.out.name + ".part")
     part.mkdir(parents=True, exist_ok=True)
-    options = {"base": args.model, "lora": args.lora, "epochs": args.epochs, "length": args.length, "seed": args.seed,
+    options = {"base": args.model, "low_rank": args.lora, "epochs": args.epochs, "length": args.length, "seed": args.seed,
                "rounding": not args.plain}
     digest = hashlib.sha256(repr([example.tokens for example in fits]).encode()).hexdigest()
     about = {name: str(value) for name, value in options.items()} | {"workers": str(args.workers), "data": digest}
@@ -474,7 +263,14 @@ def run(args):
         console.print(f"asking {len(asked):,} questions, before the training ...")
         write_json(before, measure(asked, args.model))
     (part / "meeting").unlink(missing_ok=True)
-    torch.multiprocessing.spawn(work, (args.workers, part, options | {"found": fits}), nprocs=args.workers)
+    job = (args.workers, part, options | {"found": fits})
+    spawned = torch.multiprocessing.spawn(work, job, args.workers, join=False)
+    try:
+        while not spawned.join():
+            pass
+    finally:
+        for process in spawned.processes:  # after Ctrl-C; else they have ended
+            process.kill()
     console.print("asking them again ...")
     after = measure(asked, *((args.model, part / "model") if args.lora else (part / "model",)))
     text = table(json.loads(before.read_text()), after)
