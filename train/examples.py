@@ -159,7 +159,7 @@ def old(rng, new):
             return conversation(setting.effort, turns, setting.instructions, setting.calculator)
 
 
-def write(name, path, new=6000, rehearsed=6000, test=300):
+def write(name, path, new=4000, rehearsed=4000, test=300):
     """Writes both files, each whole or not at all. The same numbers give the same files."""
     rng, make = random.Random(name), EXAMPLES[name]
     bodies = [make(rng, "train") for _ in range(new)] + [old(rng, make) for _ in range(rehearsed)]
@@ -174,8 +174,8 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m train.examples", description="Write data for train.finetune.")
     parser.add_argument("name", choices=EXAMPLES)
     parser.add_argument("--out", required=True, type=Path, metavar="FILE.jsonl")
-    parser.add_argument("--new", type=int, default=6000, help="new conversations (default: 6000)")
-    parser.add_argument("--old", type=int, default=6000, help="old conversations, so that nothing is forgotten")
+    parser.add_argument("--new", type=int, default=4000, help="new conversations (default: 4000)")
+    parser.add_argument("--old", type=int, default=4000, help="old conversations, so that nothing is forgotten")
     args = parser.parse_args()
     try:
         for name, value, least in ("--new", args.new, 1), ("--old", args.old, 0):

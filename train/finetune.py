@@ -43,8 +43,8 @@ ROOT = Path(__file__).resolve().parent.parent
 MUON_LR, ADAM_LR, LORA_LR, WARM_UP = 0.004, 6e-4, 4e-3, 20
 
 
-def train(part, found, base, low_rank=False, epochs=1, length=640, seed=0, rounding=True, save_every=50, stop_after=None,
-          worker=0, workers=1):
+def train(part, found, base, low_rank=False, epochs=1, length=640, seed=0, rounding=True, save_every=50,
+          stop_after=None, worker=0, workers=1):
     """Trains the model in `base`, resuming from part/state.pt if there is one. Returns what `write` takes.
 
     With several workers (processes of one torch.distributed group) each takes its share of a step's rows."""
@@ -56,7 +56,7 @@ def train(part, found, base, low_rank=False, epochs=1, length=640, seed=0, round
         optims = [torch.optim.AdamW(learned, lr=LORA_LR, betas=(0.9, 0.98), weight_decay=0.0)]
     else:
         learned, optims = list(net.parameters()), pretrain.optimizers(net)
-    stored = copy.deepcopy(net) if rounding and not low_rank else net  # computes with the weights as they will be stored
+    stored = copy.deepcopy(net) if rounding and not low_rank else net  # computes with weights as they will be stored
     plan = [batch for epoch in range(epochs) for batch in batches(found, random.Random(f"{seed} {epoch}"), length)]
     first, log, saved, losses = 0, part / "log.jsonl", part / "state.pt", []
     if saved.exists():
@@ -138,7 +138,7 @@ class Question(NamedTuple):
 
     group: str
     prompt: list
-    thought: str | None  # None: any
+    thought: str
     answer: str
 
 
@@ -148,7 +148,8 @@ def questions(tests, tokenizer, old):
                     example.thought, example.answer) for example in tests if example.answer is not None]
     for effort in tasks.EFFORTS:
         for task in tasks.TASKS if old else ():
-            out += [Question(f"old, {effort}", evaluate.prompt(tokenizer, question, effort), None, problem.answer)
+            out += [Question(f"old, {effort}", evaluate.prompt(tokenizer, question, effort),
+                             tasks.think(problem, effort), problem.answer)
                     for problem, question in evaluate.problems(task, old)]
     return sorted(out, key=lambda question: question.group.startswith("old"))
 
@@ -186,9 +187,8 @@ def table(before, after):
              "tokens of thought, before | after |", "|---|---|---|---|---|---|---|---|"]
     for group, (n, *_) in before.items():
         pair = before[group], after[group]
-        cells = [share(x[1], n) for x in pair]
-        cells += [share(x[2], n) for x in pair] if group.startswith("new") else ["", ""]
-        lines.append(f"| {group} | {n} | " + " | ".join([*cells, *(f"{x[3] / n:.0f}" for x in pair)]) + " |")
+        cells = [share(x[column], n) for column in (1, 2) for x in pair] + [f"{x[3] / n:.0f}" for x in pair]
+        lines.append(f"| {group} | {n} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -248,8 +248,8 @@ def run(args):
     expect(not args.out.exists(), ValueError, args.out, "a new directory", "one that is there")
     part = args.out.with_name(args.out.name + ".part")
     part.mkdir(parents=True, exist_ok=True)
-    options = {"base": args.model, "low_rank": args.lora, "epochs": args.epochs, "length": args.length, "seed": args.seed,
-               "rounding": not args.plain}
+    options = {"base": args.model, "low_rank": args.lora, "epochs": args.epochs, "length": args.length,
+               "seed": args.seed, "rounding": not args.plain}
     digest = hashlib.sha256(repr([example.tokens for example in fits]).encode()).hexdigest()
     about = {name: str(value) for name, value in options.items()} | {"workers": str(args.workers), "data": digest}
     begun = part / "run.json"
