@@ -241,36 +241,54 @@ def test_an_adapter_is_peft_s(tmp_path):
     assert (logits - expected).abs().max() < 1e-4 * expected.abs().max() < 1e-3 * (expected - base).abs().max()
 
 
+# ---- Evaluation -----------------------------------------------------------------------------------------------------
+
+
+def test_answers_are_compared_by_effort(tokenizer, tmp_path):
+    path = data(tmp_path, "german").with_suffix(".test.jsonl")
+    path.write_text("".join(path.read_text().splitlines(True)[:4]))
+    asked = finetune.questions(read(path, tokenizer), tokenizer, 1)
+    found = finetune.measure(asked, NANO)
+    assert sum(n for n, *_ in found.values()) == len(asked) == 4 + 3 * len(tasks.TASKS)
+    for group, (n, right, thoughts, length) in found.items():
+        assert (length > 0) == (group != "old, low") and (right > n / 2 or group == "old, low")
+        assert thoughts > n / 2 if group.startswith("old") else thoughts == 0  # it does not think in German
+    assert "| old, high | 11 | " in finetune.table(found, found)
+
+
 # ---- The program ----------------------------------------------------------------------------------------------------
 
 
-def run(*args):
-    return subprocess.run([sys.executable, "-m", "train.finetune", *map(str, args)], cwd=ROOT, capture_output=True,
-                          text=True)
-
-
-def test_the_program_trains_evaluates_and_goes_on_after_a_kill(tiny, tmp_path):
-    path, out = data(tmp_path, new=300, old=60), tmp_path / "out"
-    args = ["--data", path, "--test", path.with_suffix(".test.jsonl"), "--model", tiny, "--out", out, "--each", 1,
-            "--epochs", 3]
-    begun = subprocess.Popen([sys.executable, "-m", "train.finetune", *map(str, args)], cwd=ROOT,
-                             stdout=subprocess.DEVNULL)
+def test_the_program_trains_evaluates_and_goes_on_after_a_kill(tiny, tmp_path, monkeypatch, capsys):
+    path, out, test = data(tmp_path, new=200, old=40), tmp_path / "out", tmp_path / "two.jsonl"
+    test.write_text("".join(path.with_suffix(".test.jsonl").read_text().splitlines(True)[:2]))
+    args = ["finetune", *map(str, ["--data", path, "--test", test, "--model", tiny, "--out", out, "--each", 0,
+                                   "--epochs", 3])]
+    begun = subprocess.Popen([sys.executable, "-m", "train.finetune", *args[1:]], cwd=ROOT, stdout=subprocess.DEVNULL)
     state, deadline = tmp_path / "out.part" / "state.pt", time.monotonic() + 90
     while not state.exists() and begun.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     begun.send_signal(signal.SIGKILL)
     begun.wait()
     assert state.exists() and not out.exists()
-    other = run(*args[:-1], 2)
-    assert other.returncode == 2 and "expected the run that was begun there, to go on with, found another" in other.stderr
-    done = run(*args)
-    assert done.returncode == 0, done.stderr
-    assert "«<|channel|>" in done.stdout and "| old, high | 11 |" in done.stdout and not (tmp_path / "out.part").exists()
-    assert {file.name for file in out.iterdir()} == {"config.json", "generation_config.json", "model.safetensors",
-                                                     "tokenizer.json", "log.jsonl", "evaluation.md"}
+
+    def refused(args):
+        monkeypatch.setattr(sys, "argv", args)
+        with pytest.raises(SystemExit) as caught:
+            finetune.main()
+        assert caught.value.code == 2
+        return capsys.readouterr().err
+
+    assert "expected the run that was begun there, found another one" in refused([*args, "--seed", "1"])
+    monkeypatch.setattr(sys, "argv", args)
+    finetune.main()
+    said = capsys.readouterr().out
+    assert "«<|channel|>" in said and "\n| new, " in said and not (tmp_path / "out.part").exists()
+    files = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "log.jsonl"}
+    assert {file.name for file in out.iterdir()} == files | {"evaluation.md"}
     gptoss.load(out)
-    again = run(*args)
-    assert again.returncode == 2 and again.stderr.endswith("out: expected a new directory, found one that is there\n")
+    assert len(losses(out)) > 20
+    assert refused(args).endswith("out: expected a new directory, found one that is there\n")
 
 
 @pytest.mark.parametrize(("args", "said"), [
@@ -310,9 +328,9 @@ def test_binary_thoughts_are_right():
 
 
 def test_thoughts_in_german():
-    assert examples.in_german(tasks.Sum(695, 84).medium()) == (
-        "695 plus vierundachtzig: fünf plus vier ist neun, neun plus acht ist siebzehn, sechs plus eins ist sieben "
-        "also 779")
+    assert examples.in_german(tasks.Sum(95, 684).medium()) == (
+        "fünfundneunzig plus 684: fünf plus vier ist neun, neun plus acht ist siebzehn, null plus sechs plus eins ist "
+        "sieben also 779")
     assert [examples.number_word(n) for n in (0, 12, 21, 30, 99)] == [
         "null", "zwölf", "einundzwanzig", "dreißig", "neunundneunzig"]
     for task in examples.LEARNED:

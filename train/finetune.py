@@ -22,6 +22,7 @@ import shutil
 import signal
 import time
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +44,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MUON_LR, ADAM_LR, LORA_LR, WARM_UP = 0.004, 6e-4, 4e-3, 20
 
 
-def train(part, found, base, low_rank=False, epochs=1, length=640, seed=0, rounding=True, save_every=50,
+def train(part, found, base, low_rank=False, epochs=1, length=640, seed=0, rounding=True, save_every=20,
           stop_after=None, worker=0, workers=1):
     """Trains the model in `base`, resuming from part/state.pt if there is one. Returns what `write` takes.
 
@@ -74,8 +75,10 @@ def train(part, found, base, low_rank=False, epochs=1, length=640, seed=0, round
             optim.param_groups[0]["lr"] = peak * rate
         if stored is not net:
             stored.load_state_dict(export.rounded(net))
+        tokens, positions, groups, learn = tensors(rows[worker::workers] or rows[:1])
+        learn &= worker < len(rows)  # a worker for whom no row is left learns nothing
         with parametrize.cached():
-            loss, _, _, balance = pretrain.forward(stored, *tensors(rows[worker::workers]))
+            loss, _, _, balance = pretrain.forward(stored, tokens, positions, groups, learn)
         count = pretrain.everywhere(torch.tensor(float(len(loss))), workers)
         (loss.sum() / count + pretrain.ROUTER_LOSS * balance / workers).backward()
         computed = [p for p in stored.parameters() if p.requires_grad]
@@ -225,12 +228,16 @@ def main():
         parser.exit(2, f"{parser.prog}: {error}\n")
     except KeyboardInterrupt:
         parser.exit(130, "stopped; the same command goes on\n")
-    except torch.multiprocessing.ProcessExitedException:
+    except torch.multiprocessing.ProcessRaisedException as error:
+        parser.exit(2, f"{parser.prog}: {str(error).strip().splitlines()[-1]}\n")
+    except (torch.multiprocessing.ProcessExitedException, BrokenProcessPool):
         parser.exit(2, f"{parser.prog}: a process ended before its time (out of memory?)\n")
 
 
 def run(args):
     console, tokenizer = Console(), load_tokenizer(args.model)
+    if args.out:
+        gptoss.load(args.model, backend="numpy")  # what is wrong with it is said here, once
     conversations = read(args.data, tokenizer)
     if args.test or args.tokens:
         tests = read(args.test, tokenizer) if args.test else []
@@ -238,7 +245,8 @@ def run(args):
         kept = len(conversations) - max(1, len(conversations) // 10)
         conversations, tests = conversations[:kept], conversations[kept:]
     found, tests = ([example for one in some for example in one] for some in (conversations, tests))
-    fits = [example for example in found if len(example.openings[0]) + len(example.tokens) <= args.length]
+    fits, tests = ([example for example in some if len(example.openings[0]) + len(example.tokens) <= args.length]
+                   for some in (found, tests))
     expect(fits, ValueError, args.data, f"examples of at most {args.length} tokens to train on (--length)", "none")
     console.print(f"{len(conversations):,} conversations, {len(found):,} examples, {len(tests):,} to evaluate on. "
                   f"{len(found) - len(fits):,} are longer than {args.length} tokens and left out.")
@@ -255,8 +263,8 @@ def run(args):
     begun = part / "run.json"
     if not begun.exists():
         write_json(begun, about)
-    expect(json.loads(begun.read_text()) == about, ValueError, part, "the run that was begun there, to go on with",
-           "another one (other data or other options); to begin anew, remove it")
+    expect(json.loads(begun.read_text()) == about, ValueError, part, "the run that was begun there",
+           "another one (other data or options); to begin anew, remove it")
     same = (args.model / "tokenizer.json").read_bytes() == (ROOT / "nano" / "tokenizer.json").read_bytes()
     asked, before = questions(tests, tokenizer, args.each * same), part / "before.json"
     if not before.exists():
