@@ -45,8 +45,9 @@ def expect_number(value, kind, low, high, error, where, found=None):
 # NumPy has no bfloat16. A bf16 array is kept as its 16-bit patterns, uint16; the other formats are named tuples.
 
 def bf16_to_float32(bits):
-    """bf16 bit patterns (uint16) -> float32, exactly: bf16 is the upper half of a float32. float32 passes through."""
-    return (bits.astype(np.uint32) << 16).view(np.float32) if bits.dtype == np.uint16 else bits
+    """bf16 bit patterns (uint16) -> float32, exactly: bf16 is the upper half of a float32. float16 is converted too."""
+    shift = bits.dtype == np.uint16
+    return (bits.astype(np.uint32) << 16).view(np.float32) if shift else bits.astype(np.float32, copy=False)
 
 def float32_to_bf16(x):
     """float32 -> bf16 bit patterns (uint16), to the nearest, ties to even."""
@@ -79,7 +80,7 @@ class Int8(NamedTuple):
 
 
 def quantize_int8(weight):
-    """bf16 [M, N] -> Int8, to the nearest of 255 steps between -max and max of each block."""
+    """A matrix [M, N] -> Int8, to the nearest of 255 steps between -max and max of each block."""
     M, N = weight.shape
     values, scales = np.empty((M, N), np.int8), np.empty((M, -(-N // 32)), np.uint16)
     for r in range(0, M, 4096):  # 47 MB of float32 at a time at N = 2880
@@ -92,8 +93,22 @@ def quantize_int8(weight):
     return Int8(values, scales)
 
 
+class Adapted(NamedTuple):
+    """A weight [..., M, N] and a low-rank update beside it: W + B A (LoRA, arXiv 2106.09685)."""
+    weight: np.ndarray  # or MXFP4, or Int8
+    A: np.ndarray  # float32 [..., r, N]
+    B: np.ndarray  # float32 [..., M, r], times alpha / r already
+
+
+def expert(weight, e):
+    """Expert e's part [M, N] of a weight [E, M, N] of any kind."""
+    return type(weight)(*(expert(part, e) for part in weight)) if isinstance(weight, tuple) else weight[e]
+
+
 def to_float32(weight, rows=slice(None)):
-    """These rows of a matrix [M, N], bf16 or Int8, as float32."""
+    """These rows of a matrix [M, N] as float32: of MXFP4, Int8, bf16, float16 or float32."""
+    if isinstance(weight, MXFP4):
+        return dequantize(MXFP4(weight.blocks[rows], weight.scales[rows]))
     if isinstance(weight, Int8):
         scales = np.repeat(bf16_to_float32(weight.scales[rows]), 32, axis=1)  # [rows, at least N]
         return weight.values[rows] * scales[:, : weight.values.shape[1]]
@@ -142,6 +157,19 @@ NUMBERS = {  # key: kind, lowest, highest, and the default where the key may be 
     "rms_norm_eps": (float, 0, 1, 1e-5),
     "swiglu_limit": (float, 1e-6, 1e12, 7.0),
 }
+FIXED = {  # what gpt-oss is built with: another value would be another function. None: it must not be there
+    "tie_word_embeddings": False, "attention_bias": True, "hidden_act": "silu", "swiglu_alpha": 1.702,
+    "partial_rotary_factor": 1, "attention_factor": None, "mscale": None, "mscale_all_dim": None,
+}
+STRANGERS = {  # what is found where a checkpoint should be, by a file that it has
+    "adapter_config.json": "an adapter (adapter_config.json), which is loaded beside its base model",
+    "*.gguf": "GGUF, the format of llama.cpp",
+    "*.bin": "pickles of PyTorch (.bin), to be saved as .safetensors",
+    "*/*.distcp": "shards of a training (.distcp), to be merged and saved as .safetensors",
+}
+BEGINNINGS = {  # and by how it begins
+    b"GGUF": STRANGERS["*.gguf"], b"version https://git-lfs": "a git-lfs pointer to it (`git lfs pull` brings it)",
+}
 YARN = {  # defaults as transformers fills them in
     "factor": (float, 1, 1e6),
     "original_max_position_embeddings": (int, 1, 2**31),
@@ -156,15 +184,36 @@ def read_json(path):
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: expected JSON, found something else ({error})") from None
+        what = isinstance(error, ValueError) and stranger(path) or f"something else ({error})"
+        raise CheckpointError(f"{path}: expected JSON, found {what}") from None
     expect(isinstance(value, dict), CheckpointError, path, "a JSON object", type(value).__name__)
     return value
 
 
-def read_config(directory):
-    """The Config of a checkpoint directory in either layout, and the name of that layout, "hf" or "original"."""
-    expect(os.path.isdir(directory), CheckpointError, directory, "a checkpoint directory", "no such directory")
-    path = Path(directory) / "config.json"
+def stranger(path):
+    """What a directory or a file is that is taken for a checkpoint or a part of one, or None."""
+    if os.path.isdir(path):
+        return next((name for pattern, name in STRANGERS.items() if any(Path(path).glob(pattern))), None)
+    with open(path, "rb") as file:
+        beginning = file.read(40)
+    return next((name for first, name in BEGINNINGS.items() if beginning.startswith(first)), None)
+
+
+def directory_of(path):
+    """The directory of a checkpoint, which is named by it or by its .safetensors file."""
+    whole, file = os.path.isdir(path), os.path.isfile(path)
+    mistaken, directory = stranger(path) if file else None, Path(path) if whole else Path(path).parent
+    there = whole or mistaken or file and Path(path).suffix == ".safetensors"
+    expect(there, CheckpointError, path, "a checkpoint directory", "no such directory")
+    mistaken = mistaken or (None if (directory / "config.json").exists() else stranger(directory))
+    expect(mistaken is None, CheckpointError, path, "a checkpoint", mistaken or "")
+    return directory
+
+
+def read_config(path):
+    """The Config of a checkpoint in either layout, and the name of that layout, "hf" or "original"."""
+    directory = directory_of(path)
+    path = directory / "config.json"
     raw = read_json(path)
     layout = "hf" if "model_type" in raw or "num_local_experts" in raw else "original"
     written = {} if layout == "hf" else {new: old for old, new in ORIGINAL_KEYS.items()}  # keys as the file has them
@@ -178,23 +227,31 @@ def read_config(directory):
 
     if layout == "original":
         raw = {ORIGINAL_KEYS.get(key, key): value for key, value in raw.items()}
-        rope = raw | {"rope_type": "yarn", "truncate": False}
+        rope, rope_key = raw | {"rope_type": "yarn", "truncate": False}, "rope_scaling"
     else:
         need(raw.get("model_type") == "gpt_oss", "model_type", '"gpt_oss"', raw.get("model_type"))
-        quantization = raw.get("quantization_config")
+        quantization = raw.get("quantization_config") or {"quant_method": "mxfp4"}  # what there is, the tensors say
         need(isinstance(quantization, dict) and quantization.get("quant_method") == "mxfp4", "quantization_config",
-             'quant_method "mxfp4" (experts as published)', quantization)
+             'nothing or quant_method "mxfp4"', quantization)
         # transformers 5 writes rope_theta and YaRN's numbers together, as rope_parameters
-        rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {"rope_type": "default"}
-        need(isinstance(rope, dict), "rope_scaling", "an object", rope)
-        raw = {"rope_theta": rope.get("rope_theta")} | raw if "rope_theta" in rope else raw
-        for key, source, known in (("swiglu_alpha", raw, 1.702), ("attention_factor", rope, None),
-                                   ("mscale", rope, None), ("mscale_all_dim", rope, None)):  # would change the function
-            need(source.get(key) in (None, known), key, f"nothing{f' or {known}' if known else ''}", source.get(key))
+        rope_key = "rope_scaling" if raw.get("rope_parameters") is None else "rope_parameters"
+        rope = raw.get(rope_key)  # without it, versions of transformers take different ones
+        need(isinstance(rope, dict), rope_key, "YaRN's numbers, or {\"rope_type\": \"default\"} for plain RoPE", rope)
+        raw = {key: rope[key] for key in ("rope_theta",) if key in rope} | raw
+        for key, values in (("rope_scaling", (raw.get("rope_scaling"), raw.get("rope_parameters"))),
+                            ("rope_theta", (raw.get("rope_theta"), rope.get("rope_theta"))),
+                            ("rope_type", (rope.get("rope_type"), rope.get("type"))),
+                            ("num_experts", (raw.get("num_experts"), raw.get("num_local_experts"))),
+                            *((key, (raw.get(key), rope.get(key))) for key in (*YARN, "truncate"))):
+            given = [value for value in values if value is not None]
+            need(given[1:] in ([], given[:1]), key, "one value, or the same in both places", given)
+        for key, value in FIXED.items():
+            given = raw.get(key, rope.get(key))
+            need(given in (None, value), key, "nothing" if value is None else json.dumps(value), given)
     fields, longest = dict(numbers(raw, NUMBERS)), 131072
 
     rope_type = rope.get("rope_type", rope.get("type"))
-    need(rope_type in ("yarn", "default"), "rope_scaling.rope_type", '"yarn"', rope_type)
+    need(rope_type in ("yarn", "default"), f"{rope_key}.rope_type", '"yarn" or "default"', rope_type)
     if rope_type == "yarn":
         fields["rope_scaling"] = scaling = dict(numbers(rope, YARN)) | {"truncate": rope.get("truncate", True)}
         need(isinstance(scaling["truncate"], bool), "truncate", "true or false", scaling["truncate"])
@@ -209,8 +266,6 @@ def read_config(directory):
 
     E = fields["num_local_experts"]
     for key, fits, expected in (
-        ("hidden_size", lambda n: n % 32 == 0, "a multiple of 32, the MXFP4 block"),
-        ("intermediate_size", lambda n: n % 32 == 0, "a multiple of 32, the MXFP4 block"),
         ("head_dim", lambda n: n % 2 == 0, "an even number"),
         ("num_attention_heads", lambda n: n % fields["num_key_value_heads"] == 0,
          f"a multiple of num_key_value_heads ({fields['num_key_value_heads']})"),
@@ -218,14 +273,20 @@ def read_config(directory):
     ):
         need(fits(fields[key]), key, expected, fields[key])
 
-    generation = Path(directory) / "generation_config.json"
-    path, source = (generation, read_json(generation)) if generation.exists() else (path, raw)
-    if source.get("eos_token_id") is not None:
-        eos, last = source["eos_token_id"], fields["vocab_size"] - 1
-        eos = eos if isinstance(eos, list) else [eos]
-        need(all(type(id) is int and 0 <= id <= last for id in eos), "eos_token_id", f"ids from 0 to {last}", eos)
-        fields["eos_token_id"] = tuple(eos)
-    return Config(**fields, layer_types=tuple(types), do_sample=source.get("do_sample") is not False), layout
+    generation, V = directory / "generation_config.json", fields["vocab_size"]
+    says = read_json(generation) if generation.exists() else {}
+    stops = stop_ids(generation, says, V) | stop_ids(path, raw, V)  # a reply ends at what either file names
+    fields["eos_token_id"] = tuple(stops) or Config.eos_token_id
+    return Config(**fields, layer_types=tuple(types), do_sample=(says or raw).get("do_sample") is not False), layout
+
+
+def stop_ids(path, source, V):
+    """The eos_token_id of a JSON file, an id or a list of them, as a dict's keys: a set that keeps its order."""
+    ids = source.get("eos_token_id")
+    ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    valid = all(type(id) is int and 0 <= id < V for id in ids)
+    expect(valid, CheckpointError, f"{path}: eos_token_id", f"ids from 0 to {V - 1}", json.dumps(ids))
+    return dict.fromkeys(ids)
 
 
 # ---- Safetensors ----------------------------------------------------------------------------------------------------
@@ -233,7 +294,8 @@ def read_config(directory):
 # The library's own NumPy loader refuses bfloat16, so the header is read here. Everything is a view into the
 # mapped file: the operating system reads a page when it is used.
 
-STORED = {"BF16": np.dtype("<u2"), "U8": np.dtype("u1"), "F32": np.dtype("<f4")}
+FLOATS = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+STORED = FLOATS | {"U8": np.dtype("u1")}
 ITEM_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "BF16": 16, "F16": 16, "I16": 16,
              "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8}
 MAX_HEADER = 100_000_000  # bytes, as in the safetensors library: a wrong length does not become gigabytes of JSON
@@ -248,6 +310,7 @@ def map_safetensors(path):
     try:
         size = path.stat().st_size
         need(size >= 8, "a safetensors file", f"{size} bytes")
+        need(not stranger(path), "a safetensors file", stranger(path))
         data = np.asarray(np.memmap(path, np.uint8, mode="r"))  # (views of a memmap are slower to make and to pass on)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
@@ -286,14 +349,18 @@ def map_safetensors(path):
 class Checkpoint:
     """The tensors of a directory, in one file or in shards, with or without an index."""
 
-    def __init__(self, directory):
-        directory = Path(directory)
-        index = directory / "model.safetensors.index.json"
-        if index.exists():
+    def __init__(self, path):
+        directory = directory_of(path)
+        index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
+        if os.path.isfile(path):
+            where, files = None, [Path(path).name]
+        elif index.exists():
             where = read_json(index).get("weight_map")
             names = isinstance(where, dict) and all(isinstance(file, str) for file in where.values())
             expect(names, CheckpointError, f"{index}: weight_map", "an object of tensor and file names", where)
             files = sorted(set(where.values()))
+            expect(single.name in files or not single.exists(), CheckpointError, directory, f"{single.name}, or the "
+                   f"shards of {index.name}", "both (if the index is stale, delete it; else the single file)")
             for file in files:
                 beside = Path(file).name == file and "\\" not in file and file.endswith(".safetensors")
                 expect(beside, CheckpointError, index, "names of .safetensors files beside it", repr(file))
@@ -301,7 +368,8 @@ class Checkpoint:
                 expect(there, CheckpointError, f"{index}: {file}", "this shard beside it", "no such file")
         else:
             where, files = None, sorted(path.name for path in directory.glob("*.safetensors"))
-            expect(files, CheckpointError, directory, "a .safetensors file", "none")
+            files = [single.name] if single.name in files else files
+            expect(files, CheckpointError, directory, "a .safetensors file", stranger(directory) or "none")
         self.directory, self.tensors = directory, {}
         for file in files:
             for name, tensor in map_safetensors(directory / file).items():
@@ -313,12 +381,17 @@ class Checkpoint:
             expect(name in self.tensors, CheckpointError, f"{index}: {name}", f"it in {file}", "no such tensor")
 
     def view(self, name, dtype, shape):
-        """The tensor `name` as a read-only array of `shape`; bf16 as uint16."""
-        expect(name in self.tensors, CheckpointError, f"{self.directory}: {name}", "this tensor", "nothing, missing")
+        """The tensor `name` as a read-only array of `shape`; bf16 as uint16. BF16 stands for any of FLOATS: what is
+        published in bf16 comes from a training in float16 or float32 as well."""
+        if name not in self.tensors:
+            wrapped = [key for key in self.tensors if key.endswith(f".{name}") and name.startswith("model.")]
+            found = f"{wrapped[0]}, the name in a training's wrapper" if wrapped else "nothing, missing"
+            raise CheckpointError(f"{self.directory}: {name}: expected this tensor, found {found}")
         file, found_dtype, found_shape, data = self.tensors[name]
-        expect((found_dtype, found_shape) == (dtype, shape), CheckpointError, f"{file}: {name}",
-               f"{dtype} {list(shape)}", f"{found_dtype} {list(found_shape)}")
-        array = data.view(STORED[dtype]).reshape(shape)
+        dtypes, expected = (FLOATS, "BF16, F16 or F32") if dtype == "BF16" else ({dtype}, dtype)
+        expect(found_dtype in dtypes and found_shape == shape, CheckpointError, f"{file}: {name}",
+               f"{expected} {list(shape)}", f"{found_dtype} {list(found_shape)}")
+        array = data.view(STORED[found_dtype]).reshape(shape)
         return array if array.flags.aligned else array.copy()  # an odd header length; never so in published files
 
 
@@ -366,13 +439,30 @@ def tensor_table(config, layout):
 
 def read_tensors(directory, config, layout):
     """The tensors of a checkpoint as {field: array}: of the model, and of each layer in a list. Either layout gives
-    the same fields, those of gptoss.Layer, with blocks and scales of MXFP4 apart."""
+    the same fields, those of gptoss.Layer."""
     checkpoint, top, layers = Checkpoint(directory), {}, [{} for _ in range(config.num_hidden_layers)]
     for name, (field, i, dtype, shape) in tensor_table(config, layout).items():
-        (top if i is None else layers[i])[field] = checkpoint.view(name, dtype, shape)
+        weight, _, part = field.rpartition("_")
+        if part == "blocks":
+            layers[i][weight] = expert_weight(checkpoint, name, shape, config, weight)
+        elif part != "scales":
+            (top if i is None else layers[i])[field] = checkpoint.view(name, dtype, shape)
     Q, KV = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     for layer in layers if layout == "original" else ():  # q, k and v are one tensor there
         for part in ("weight", "bias"):  # a row slice of a view is a view
             split = np.split(layer.pop(f"qkv_{part}"), [Q, Q + KV])
             layer |= dict(zip((f"q_{part}", f"k_{part}", f"v_{part}"), split, strict=True))
     return top, layers
+
+
+def expert_weight(checkpoint, blocks, shape, config, field):
+    """The experts' weight [E, M, N] whose MXFP4 blocks have this name and shape [E, M, N/32, 16]. A training leaves it
+    unpacked, as [E, N, M] under the name without "_blocks": then it is that array, transposed."""
+    key = "hidden_size" if field == "gate_up" else "intermediate_size"
+    (E, M), N, name = shape[:2], getattr(config, key), blocks[: -len("_blocks")]
+    if name in checkpoint.tensors:
+        return checkpoint.view(name, "BF16", (E, N, M)).swapaxes(1, 2)
+    where = f"{checkpoint.directory / 'config.json'}: {key}"
+    expect(N % 32 == 0, CheckpointError, where, "a multiple of 32, the MXFP4 block", N)
+    scales = blocks[: -len("blocks")] + "scales"
+    return MXFP4(checkpoint.view(blocks, "U8", shape), checkpoint.view(scales, "U8", shape[:3]))

@@ -22,9 +22,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from adapter import adapt
 from checkpoint import CheckpointError as CheckpointError, Config as Config  # what `load` raises, and Model.config
-from checkpoint import MXFP4, Int8, bf16_to_float32, dequantize, expect, expect_number, float32_to_bf16
-from checkpoint import quantize_int8, read_config, read_tensors, to_float32
+from checkpoint import MXFP4 as MXFP4, Adapted, bf16_to_float32, dequantize as dequantize, expect, expect_number, expert
+from checkpoint import float32_to_bf16, quantize_int8, read_config, read_tensors, to_float32
 
 OPERATIONS = ("rms_norm", "linear", "rotate", "store_kv", "attention", "route", "experts")  # in the order of use
 CHUNK = 512  # tokens that go through the layers at once: this bounds the memory that a long prompt takes
@@ -44,8 +45,10 @@ def rms_norm(x, weight, eps):
 
 
 def linear(x, weight, bias=None):
-    """x [T, N] @ weight [M, N]^T + bias [M] -> float32 [T, M]; weight bf16 or Int8."""
-    M = len(weight.values if isinstance(weight, Int8) else weight)
+    """x [T, N] @ weight [M, N]^T + bias [M] -> float32 [T, M]; weight in any form that a checkpoint has it in."""
+    if isinstance(weight, Adapted):
+        return linear(x, weight.weight, bias) + x @ weight.A.T @ weight.B.T
+    M = len(weight[0] if isinstance(weight, tuple) else weight)
     parts = [slice(m, m + 8192) for m in range(0, M, 8192)]  # the unembedding in float32 would be 2.3 GB at once
     y = np.concatenate([x @ to_float32(weight, rows).T for rows in parts], axis=1)
     return y if bias is None else y + bf16_to_float32(bias)
@@ -133,10 +136,8 @@ def experts(x, chosen, weights, layer, limit):
     y = np.zeros_like(x)
     for e in np.unique(chosen):
         t, slot = np.nonzero(chosen == e)
-        gate_up = dequantize(MXFP4(layer.gate_up.blocks[e], layer.gate_up.scales[e]))  # [2F, N]
-        down = dequantize(MXFP4(layer.down.blocks[e], layer.down.scales[e]))  # [N, F]
-        h = swiglu(x[t] @ gate_up.T + bf16_to_float32(layer.gate_up_bias[e]), limit)  # [tokens of e, F]
-        y[t] += weights[t, slot, None] * (h @ down.T + bf16_to_float32(layer.down_bias[e]))
+        h = swiglu(linear(x[t], expert(layer.gate_up, e), layer.gate_up_bias[e]), limit)  # [tokens of e, F]
+        y[t] += weights[t, slot, None] * linear(h, expert(layer.down, e), layer.down_bias[e])
     return y
 
 
@@ -175,24 +176,25 @@ class KVCache:
 # ---- Model ----------------------------------------------------------------------------------------------------------
 
 class Layer(NamedTuple):
-    """The tensors of a layer, in the order of use. Matrices are [outputs, inputs]; bf16 is kept as its bits, uint16."""
+    """The tensors of a layer, in the order of use. Matrices are [outputs, inputs], in the form that the checkpoint has
+    them in: MXFP4 or bf16 as published (bf16 as its bits, uint16), float16, float32; or Int8, or Adapted."""
     attn_norm: np.ndarray  # float32 [N]
-    q_weight: np.ndarray  # bf16 or Int8 [H D, N]
-    q_bias: np.ndarray  # bf16 [H D]
-    k_weight: np.ndarray  # bf16 or Int8 [G D, N]
-    k_bias: np.ndarray  # bf16 [G D]
-    v_weight: np.ndarray  # bf16 or Int8 [G D, N]
-    v_bias: np.ndarray  # bf16 [G D]
-    sinks: np.ndarray  # bf16 [H]
-    o_weight: np.ndarray  # bf16 or Int8 [N, H D]
-    o_bias: np.ndarray  # bf16 [N]
+    q_weight: np.ndarray  # bf16 [H D, N]
+    q_bias: np.ndarray  # float32 [H D]
+    k_weight: np.ndarray  # bf16 [G D, N]
+    k_bias: np.ndarray  # float32 [G D]
+    v_weight: np.ndarray  # bf16 [G D, N]
+    v_bias: np.ndarray  # float32 [G D]
+    sinks: np.ndarray  # float32 [H]
+    o_weight: np.ndarray  # bf16 [N, H D]
+    o_bias: np.ndarray  # float32 [N]
     mlp_norm: np.ndarray  # float32 [N]
     router_weight: np.ndarray  # bf16 [E, N]
-    router_bias: np.ndarray  # bf16 [E]
+    router_bias: np.ndarray  # float32 [E]
     gate_up: MXFP4  # [E, 2F, N]
-    gate_up_bias: np.ndarray  # bf16 [E, 2F]
+    gate_up_bias: np.ndarray  # float32 [E, 2F]
     down: MXFP4  # [E, N, F]
-    down_bias: np.ndarray  # bf16 [E, N]
+    down_bias: np.ndarray  # float32 [E, N]
 
 
 class Model:
@@ -203,7 +205,7 @@ class Model:
         self.embedding = embedding  # bf16 [V, N]
         self.layers = layers  # a Layer each
         self.norm = norm  # float32 [N]
-        self.unembedding = unembedding  # bf16 or Int8 [V, N]
+        self.unembedding = unembedding  # bf16 [V, N]
         self.frequencies, self.attention_factor = rope_frequencies(config)
 
     def new_cache(self, dtype="bfloat16"):
@@ -261,26 +263,28 @@ class Model:
         return ops.experts(x, chosen, weights, layer, c.swiglu_limit)
 
 
-def load(path, *, backend="numba", dense_dtype="bfloat16", model=Model):
+def load(path, *, backend="numba", dense_dtype="bfloat16", adapter=None, model=Model):
     """The model in directory `path`, in either layout, mapped: a weight is read when it is used. Or CheckpointError.
 
     backend: "numpy", the operations above; "numba", their fast twins in kernels.py; or any object with some of the
-    OPERATIONS. dense_dtype: "bfloat16", as published, or "int8", which quantizes the attention and unembedding weights
-    now: half the bytes to read for each token, but a copy in memory. model: a subclass to build."""
+    OPERATIONS. dense_dtype: "bfloat16", as the checkpoint has them, or "int8", which quantizes the attention and
+    unembedding weights now: half the bytes to read for each token, but a copy in memory. adapter: the directory of a
+    LoRA adapter as PEFT writes it, which is kept beside the weights (adapter.py). model: a subclass to build."""
     expect(dense_dtype in ("bfloat16", "int8"), ValueError, "dense_dtype", '"bfloat16" or "int8"', repr(dense_dtype))
     operations = operations_of(backend)
     config, layout = read_config(path)
     top, layers = read_tensors(path, config, layout)  # {field: array}, and such a dict for each layer
     dense = quantize_int8 if dense_dtype == "int8" else lambda weight: weight
     for layer in layers:
-        for field in ("gate_up", "down"):
-            layer[field] = MXFP4(layer.pop(f"{field}_blocks"), layer.pop(f"{field}_scales"))
-        for field in ("attn_norm", "mlp_norm"):
-            layer[field] = bf16_to_float32(layer[field])  # once, not at each token
-        for field in ("q_weight", "k_weight", "v_weight", "o_weight"):
-            layer[field] = dense(layer[field])
-    layers = [Layer(**layer) for layer in layers]
-    return model(config, top["embedding"], layers, bf16_to_float32(top["norm"]), dense(top["unembedding"]), operations)
+        for field, array in layer.items():
+            if field.endswith(("norm", "bias", "sinks")):
+                layer[field] = np.array(bf16_to_float32(array))  # once, not at each token
+            elif field in ("q_weight", "k_weight", "v_weight", "o_weight"):
+                layer[field] = dense(array)
+    if adapter is not None:
+        adapt(layers, adapter, config)
+    layers, norm = [Layer(**layer) for layer in layers], np.array(bf16_to_float32(top["norm"]))
+    return model(config, top["embedding"], layers, norm, dense(top["unembedding"]), operations)
 
 
 def operations_of(backend):

@@ -19,10 +19,12 @@ import numpy as np
 from numba import prange
 
 import simd
-from mxfp4 import AHEAD, multiply_mxfp4, quantize_activations, stream_mxfp4
-from simd import bf16_to_float32, inline_jit, jit, parallel_jit
+from checkpoint import MXFP4, Adapted, Int8, bf16_to_float32, expert
+from compiled import inline_jit, jit, parallel_jit
+from mxfp4 import AHEAD, multiply_mxfp4, quantize_activations, stream_mxfp4, swiglu_of_two
+from simd import to_float32
 
-NO_SCALES = np.empty((0, 0), np.float32)  # those of bf16 weights
+NO_SCALES = np.empty((0, 0), np.uint16)  # those of weights that have none
 FEW = 16  # tokens for which dense weights are streamed; for more they are converted in tiles (measured, as the next)
 FEW_MXFP4 = 5  # the same for packed weights, in tokens of an expert, on average over the experts in use
 KEYS, QUERIES = 32, 4  # keys that attention takes at a time (two vectors), and queries that share their conversion
@@ -48,20 +50,47 @@ def rms_norm(x, weight, eps):
 # ---- linear ---------------------------------------------------------------------------------------------------------
 
 @parallel_jit
-def stream_bf16(x, weight, y, bias=None):
-    """y [T, M] = x [T, N] @ weight [M, N]^T + bias [M]. Numba makes vector code of this plain loop by itself."""
+def stream_rows(x, weight, y):
+    """y [T, M] = x [T, N] @ weight [M, N]^T. Numba makes vector code of this plain loop by itself."""
     T, N = x.shape
     for m in prange(weight.shape[0]):
         for t in range(T):  # the row stays in the level-1 cache
             total = np.float32(0)
             for n in range(N):
-                total += bf16_to_float32(weight[m, n]) * x[t, n]
-            y[t, m] = total if bias is None else total + bf16_to_float32(bias[m])
+                total += to_float32(weight[m, n]) * x[t, n]
+            y[t, m] = total
+
+
+@jit
+def add_four_rows(x, t, weight, n, first, last, y):
+    """y[t, first:last] += x[t, n : n + 4] @ weight[n : n + 4, first:last]."""
+    a, b, c, d = x[t, n], x[t, n + 1], x[t, n + 2], x[t, n + 3]
+    p, q, r, s = weight[n, first:last], weight[n + 1, first:last], weight[n + 2, first:last], weight[n + 3, first:last]
+    out = y[t, first:last]
+    for m in range(len(out)):
+        out[m] += a * to_float32(p[m]) + b * to_float32(q[m]) + c * to_float32(r[m]) + d * to_float32(s[m])
 
 
 @parallel_jit
-def stream_int8(x, values, scales, y, bias=None):
-    """y [T, M] = x [T, N] @ (values [M, N] * scales [M, B])^T + bias [M]; the last block may be short."""
+def stream_columns(workers, x, weight, y):
+    """y [T, M] = x [T, N] @ weight [N, M]: unpacked experts lie this way. A worker has its share of the M columns. Four
+    rows are added to y at a time, so that y is read and written a quarter as often."""
+    (T, N), M = x.shape, y.shape[1]
+    for worker in prange(workers):
+        first, last = M * worker // workers, M * (worker + 1) // workers
+        y[:, first:last] = 0
+        for n in range(0, N // 4 * 4, 4):
+            for t in range(T):  # the rows stay in the level-1 cache
+                add_four_rows(x, t, weight, n, first, last, y)
+        for n in range(N // 4 * 4, N):
+            for t in range(T):
+                for m in range(first, last):
+                    y[t, m] += x[t, n] * to_float32(weight[n, m])
+
+
+@parallel_jit
+def stream_int8(x, values, scales, y):
+    """y [T, M] = x [T, N] @ (values [M, N] * scales [M, B])^T; the last block may be short."""
     T, N = x.shape
     whole = N // 32
     flat_x, flat_values = x.reshape(-1), values.reshape(-1)
@@ -73,24 +102,23 @@ def stream_int8(x, values, scales, y, bias=None):
                 w, at = simd.load_i8x32(flat_values, m * N + 32 * b), t * N + 32 * b
                 block = simd.mul(simd.low_half_to_float32(w), simd.load_f32x16(flat_x, at))
                 block = simd.fma(simd.high_half_to_float32(w), simd.load_f32x16(flat_x, at + 16), block)
-                sums = simd.fma(block, simd.splat_f32x16(bf16_to_float32(scales[m, b])), sums)
+                sums = simd.fma(block, simd.splat_f32x16(to_float32(scales[m, b])), sums)
             total = simd.reduce_add(sums)
             for n in range(32 * whole, N):
-                total += np.float32(values[m, n]) * bf16_to_float32(scales[m, whole]) * x[t, n]
-            y[t, m] = total if bias is None else total + bf16_to_float32(bias[m])
+                total += np.float32(values[m, n]) * to_float32(scales[m, whole]) * x[t, n]
+            y[t, m] = total
 
 
 @jit
 def convert_rows(weight, scales, row, tile):
-    """tile [N, 16], flat: rows `row` to row + 15 side by side in float32. Past the end the last row is repeated."""
-    M, N = weight.shape
-    for r in range(16):
-        m = min(row + r, M - 1)
-        for n in range(N):
+    """tile [N, 16], flat: rows `row` to row + 15 side by side in float32, as far as there are so many."""
+    for n in range(weight.shape[1]):
+        column, out = weight[row : row + 16, n], tile[16 * n : 16 * n + 16]
+        for r in range(len(column)):
             if len(scales):
-                tile[16 * n + r] = np.float32(weight[m, n]) * bf16_to_float32(scales[m, n // 32])
+                out[r] = np.float32(column[r]) * to_float32(scales[row + r, n // 32])
             else:
-                tile[16 * n + r] = bf16_to_float32(weight[m, n])
+                out[r] = to_float32(column[r])
 
 
 @inline_jit
@@ -132,19 +160,29 @@ def multiply(workers, x, weight, scales, y):
 
 
 def linear(x, weight, bias=None):
-    """x [T, N] @ weight [M, N]^T + bias [M] -> float32 [T, M]; weight bf16 [M, N], or Int8 with values and scales."""
-    x = np.ascontiguousarray(x)
-    weight, scales = weight if isinstance(weight, tuple) else (weight, NO_SCALES)
-    y = np.empty((len(x), len(weight)), np.float32)
-    if len(x) > FEW:
-        multiply(numba.get_num_threads(), x, weight, scales, y)
-        if bias is not None:
-            y += (bias.astype(np.uint32) << 16).view(np.float32)
-    elif scales is NO_SCALES:
-        stream_bf16(x, weight, y, bias)
+    """x [T, N] @ weight [M, N]^T + bias [M] -> float32 [T, M]; weight in any form that gptoss.linear takes."""
+    if isinstance(weight, Adapted):
+        return linear(x, weight.weight, bias) + x @ weight.A.T @ weight.B.T
+    x, workers = np.ascontiguousarray(x), numba.get_num_threads()
+    y = np.empty((len(x), len(weight[0] if isinstance(weight, tuple) else weight)), np.float32)
+    weight, scales = weight if isinstance(weight, Int8) else (weight, NO_SCALES)
+    if isinstance(weight, MXFP4):  # of one expert
+        tokens, starts = np.arange(len(x)), np.array([0, len(x)])
+        streamed = len(x) <= FEW_MXFP4 and x.shape[1] % 64 == 0
+        no_bias = np.zeros((1, y.shape[1]), np.float32)
+        expert_linear(streamed, workers, x, tokens, starts, weight.blocks[None], weight.scales[None], no_bias, False,
+                      np.float32(0), y)
     else:
-        stream_int8(x, weight, scales, y, bias)
-    return y
+        weight = weight.view(np.int16) if weight.dtype == np.float16 else weight  # its bits: see simd.to_float32
+        if len(x) > FEW:
+            multiply(workers, x, weight, scales, y)
+        elif scales is not NO_SCALES:
+            stream_int8(x, weight, scales, y)
+        elif weight.flags.c_contiguous:
+            stream_rows(x, weight, y)
+        else:
+            stream_columns(workers, x, weight.T, y)
+    return y if bias is None else y + bf16_to_float32(bias)
 
 
 # ---- rotate, store_kv -----------------------------------------------------------------------------------------------
@@ -294,7 +332,7 @@ def attend_some(q, k, v, sinks, window, out, t, g):
     keys, values = np.zeros(KEYS * P, np.float32), np.zeros(KEYS * P, np.float32)
     p, shrink, columns = np.empty(4 * KEYS, np.float32), np.empty(4, np.float32), np.empty(16 * 8, k.dtype)
     for row in range(rows):
-        peak[row] = bf16_to_float32(sinks[g * R + row % R])
+        peak[row] = sinks[g * R + row % R]
         for d in range(D):
             queries[row * P + d] = q[t + row // R, g * R + row % R, d] * scale
     begin, end = max(0, S - T + t - window + 1), S - T + t + rows // R
@@ -335,7 +373,7 @@ def attention(q, k, v, sinks, window):
     if k.strides[1:] != (k.shape[2] * k.itemsize, k.itemsize) or v.strides != k.strides:
         k, v = np.ascontiguousarray(k), np.ascontiguousarray(v)
     out = np.empty_like(q)
-    attend(q, k, v, sinks, window, out)
+    attend(q, k, v, bf16_to_float32(sinks), window, out)
     return out
 
 
@@ -414,7 +452,25 @@ def moe(workers, few, x, chosen, weights, gate_up, gate_up_scales, gate_up_bias,
     return y
 
 
+@jit
+def swiglu(gate_up, limit):
+    """gate_up [T, 2F] -> [T, F]. See gptoss.swiglu."""
+    y = np.empty((len(gate_up), gate_up.shape[1] // 2), np.float32)
+    for t in range(len(y)):
+        for f in range(y.shape[1]):
+            y[t, f] = swiglu_of_two(gate_up[t, 2 * f], gate_up[t, 2 * f + 1], limit)
+    return y
+
+
 def experts(x, chosen, weights, layer, limit):
     """Mixture of experts: x [T, N] -> [T, N]; chosen, weights [T, K]. See gptoss.experts."""
-    gate_up, down = (*layer.gate_up, layer.gate_up_bias), (*layer.down, layer.down_bias)
-    return moe(numba.get_num_threads(), FEW_MXFP4, x, chosen, weights, *gate_up, *down, np.float32(limit))
+    limit, biases = np.float32(limit), [bf16_to_float32(bias) for bias in (layer.gate_up_bias, layer.down_bias)]
+    if isinstance(layer.gate_up, MXFP4) and isinstance(layer.down, MXFP4):
+        gate_up, down = (*layer.gate_up, biases[0]), (*layer.down, biases[1])
+        return moe(numba.get_num_threads(), FEW_MXFP4, x, chosen, weights, *gate_up, *down, limit)
+    y = np.zeros_like(x)  # unpacked or adapted ones: one after the other, as in gptoss.experts
+    for e in np.unique(chosen):
+        t, slot = np.nonzero(chosen == e)
+        h = swiglu(linear(x[t], expert(layer.gate_up, e), layer.gate_up_bias[e]), limit)  # [tokens of e, F]
+        y[t] += weights[t, slot, None] * linear(h, expert(layer.down, e), layer.down_bias[e])
+    return y

@@ -18,10 +18,11 @@ from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 from rich.filesize import decimal
 
+import compiled
 import gptoss
-import simd
 import tokenizer as tokenizers
 from checkpoint import CheckpointError, expect, read_config, read_tensors
 
@@ -203,7 +204,7 @@ class Changeover(gptoss.Model):
     changed, steps = False, 0
 
     def __call__(self, *args, **kwargs):
-        if not self.changed and simd.all_compiled():
+        if not self.changed and compiled.all_compiled(*forms(self)):
             self.change_over()
         return super().__call__(*args, **kwargs)
 
@@ -221,18 +222,40 @@ def prepare(model, directory, note):
 
     A small model does not wait for that. It answers through NumPy while a process of its own compiles. The process goes
     on when this one ends, so that the next start finds all compiled."""
-    if simd.all_compiled():
+    if compiled.all_compiled(*forms(model)):
         return
     if weight_bytes(directory) > SMALL:
-        compile_kernels(lambda state: note(f"The first run compiles the kernels: {state}"))
+        compile_kernels(lambda state: note(f"The first run compiles the kernels: {state}"), *forms(model))
         model.change_over()
-    elif simd.DIRECTORY:
-        compile_in_background(simd.DIRECTORY / "begun")
+    elif compiled.DIRECTORY:
+        compile_in_background(*forms(model))
 
 
-def compile_kernels(report):
-    """Has the small model read and write a little, which compiles all. Calls report("1 of 7, rms_norm") and so on, as
-    each operation returns for the first time."""
+def forms(model):
+    """In which form a model has its dense weights, and in which its experts: "bfloat16", "mxfp4", "float16", ..."""
+    return form(model.layers[0].q_weight), form(model.layers[0].gate_up)
+
+
+def form(weight):
+    weight = weight.weight if isinstance(weight, gptoss.Adapted) else weight
+    if isinstance(weight, gptoss.MXFP4):
+        return "mxfp4"
+    return "bfloat16" if weight.dtype == np.uint16 else str(weight.dtype)
+
+
+def in_form(weight, wanted):
+    """A weight of the small model in another form. Like a mapped one it cannot be written, which Numba tells apart."""
+    if form(weight) == wanted:
+        return weight
+    x = gptoss.dequantize(weight).swapaxes(1, 2) if isinstance(weight, gptoss.MXFP4) else gptoss.bf16_to_float32(weight)
+    x = np.ascontiguousarray(gptoss.float32_to_bf16(x) if wanted == "bfloat16" else x.astype(wanted))
+    x.flags.writeable = False
+    return x.swapaxes(1, 2) if x.ndim == 3 else x
+
+
+def compile_kernels(report, dense, experts):
+    """Has the small model, its weights in these forms, read and write a little, which compiles all. Calls report("1 of
+    7, rms_norm") and so on, as each operation returns for the first time."""
     kernels, done = gptoss.operations_of("numba"), []
 
     def reporting(name):
@@ -247,27 +270,33 @@ def compile_kernels(report):
 
     backend = SimpleNamespace(**{name: reporting(name) for name in gptoss.OPERATIONS})
     model = gptoss.load(NANO, backend=backend)
+    model.layers = [layer._replace(**{
+        field: in_form(weight, dense if field.endswith("weight") else experts)
+        for field, weight in layer._asdict().items() if field.endswith("weight") or field in ("gate_up", "down")
+    }) for layer in model.layers]
+    model.unembedding = in_form(model.unembedding, dense)
     list(gptoss.generate(model, range(40), max_tokens=2, stop=()))  # many tokens at once, then, whatever comes, one
-    simd.mark_all_compiled()
+    compiled.mark_all_compiled(dense, experts)
 
 
-def compile_in_background(begun):
-    """Starts a process that compiles, unless another program has just done so, which the file `begun` says. If that
-    cannot be, NumPy goes on."""
+def compile_in_background(dense, experts):
+    """Starts a process that compiles, unless another program has just done so, which a file says that it begins with.
+    If that cannot be, NumPy goes on."""
+    begun = compiled.DIRECTORY / f"begun-{dense}-{experts}"
     with suppress(OSError):
         if begun.exists() and time.time() - begun.stat().st_mtime < 120:
             return
         begun.touch()
-        subprocess.Popen([sys.executable, "-c", "import models; models.compile_quietly()"], cwd=HERE,
-                         env=os.environ | {"NUMBA_CACHE_DIR": str(simd.DIRECTORY.parent)},
+        subprocess.Popen([sys.executable, "-c", f"import models; models.compile_quietly({dense!r}, {experts!r})"],
+                         cwd=HERE, env=os.environ | {"NUMBA_CACHE_DIR": str(compiled.DIRECTORY.parent)},
                          stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                          start_new_session=True)  # there Ctrl-C, which only stops a reply, does not reach it
 
 
-def compile_quietly():
+def compile_quietly(dense, experts):
     if hasattr(os, "nice"):  # Windows has none
         os.nice(10)  # the reply comes first
-    compile_kernels(lambda state: None)
+    compile_kernels(lambda state: None, dense, experts)
 
 
 # ---- How far it is, and how fast -------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ import numpy as np
 from numba import prange
 
 import simd
-from simd import bf16_to_float32, inline_jit, jit, parallel_jit
+from compiled import inline_jit, jit, parallel_jit
 
 MANY = 64  # tokens that unpacked weights meet at a time: 64 * 2 bytes * 2,880 = 370 KB of x, half a level-2 cache
 AHEAD = 2048  # bytes between the weights in use and those asked for: a processor asks by itself, but not so far ahead
@@ -141,10 +141,10 @@ def stream_mxfp4(workers, x, compensation, x_scales, tokens, starts, blocks, sca
                 row = 2 * m if gated else m
                 for j in range(starts[e], starts[e + 1]):  # the rows stay in the level-1 cache
                     gate = dot_mxfp4(blocks, scales, e * M + row, x, compensation, x_scales, tokens[j], B)
-                    y[j, m] = gate = gate + bf16_to_float32(bias[e, row])
+                    y[j, m] = gate = gate + bias[e, row]
                     if gated:
                         up = dot_mxfp4(blocks, scales, e * M + row + 1, x, compensation, x_scales, tokens[j], B)
-                        y[j, m] = swiglu_of_two(gate, up + bf16_to_float32(bias[e, row + 1]), limit)
+                        y[j, m] = swiglu_of_two(gate, up + bias[e, row + 1], limit)
 
 
 # ---- Many tokens: unpack sixteen rows, multiply them by all tokens --------------------------------------------------
@@ -219,8 +219,8 @@ def multiply_mxfp4(workers, x, compensation, x_scales, tokens, starts, blocks, s
                     multiply_sixteen_rows(x, compensation, x_scales, some, blocks, scales, e * M + m, B, columns, sums)
                     for j in range(len(some)):
                         for r in range(0, 16, 2):
-                            gate = sums[16 * j + r] + bf16_to_float32(bias[e, m + r])
-                            up = sums[16 * j + r + 1] + bf16_to_float32(bias[e, m + r + 1])
+                            gate = sums[16 * j + r] + bias[e, m + r]
+                            up = sums[16 * j + r + 1] + bias[e, m + r + 1]
                             if gated:
                                 y[start + j, (m + r) // 2] = swiglu_of_two(gate, up, limit)
                             else:

@@ -9,116 +9,13 @@ vector of 32 lanes of type uint8, f32x16 one of 16 lanes of type float32, and so
 """
 
 import functools
-import hashlib
-import os
-import pickle
-import shutil
-import sys
-import tempfile
-import time
-from contextlib import suppress
-from pathlib import Path
 
-import numba
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
-from numba.core.caching import NullCache
-from numba.core.compiler import CompileResult
 from numba.core.registry import cpu_target
-from numba.core.serialize import dumps
 from numba.extending import intrinsic, models, overload, register_model
-
-# ---- Compiled code, and where it is kept ----------------------------------------------------------------------------
-
-FASTMATH = {"reassoc", "contract", "nsz"}  # sums in any order, a * b + c in one, 0 of any sign; inf and nan stay
-
-
-def digest(*parts):
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
-
-
-def cache_name():
-    """A directory's name that says where the code comes from: this copy, these sources, this processor. So the old code
-    of a changed file is never found again. (Numba would compile anew what a changed file defines, not what uses it.)"""
-    here = Path(__file__).resolve().parent
-    sources = [(here / name).read_bytes() for name in ("simd.py", "mxfp4.py", "kernels.py")]
-    target = cpu_target.target_context.codegen().magic_tuple(), numba.config.OPT, numba.config.BOUNDSCHECK
-    return f"kernels-{digest(str(here), sys.version, numba.__version__)}-{digest(sources, target)}"
-
-
-def cache_directory():
-    """Where compiled code is kept: in NUMBA_CACHE_DIR, or without it in __pycache__ beside this file. Where that cannot
-    be written, in the user's cache; else None. (A directory for all users could hold what somebody else put there.)"""
-    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "gpt-oss")
-    for place in (os.environ.get("NUMBA_CACHE_DIR") or Path(__file__).parent / "__pycache__", user):
-        with suppress(OSError, RuntimeError):  # RuntimeError: the user has no home
-            directory = Path(place, cache_name()).expanduser().absolute()
-            directory.mkdir(parents=True, exist_ok=True)
-            if not (directory / "complete").exists():  # then it need not be written
-                tempfile.TemporaryFile(dir=directory).close()
-            return directory
-
-
-DIRECTORY = cache_directory()
-
-
-class CompiledCode(NullCache):
-    """The compiled forms of one function, a file for each list of argument types: what Numba calls its cache.
-
-    Code whose file is missing or damaged is compiled anew; the checksum is against accidents, not against malice. Code
-    that cannot be written is not kept."""
-
-    def __init__(self, function):
-        self.name = f"{function.__module__}.{function.__name__}"
-
-    def load_overload(self, arguments, context):
-        context.refresh()  # (must have been called before code is loaded)
-        with suppress(Exception):
-            data = (DIRECTORY / f"{self.name}-{digest(arguments)}").read_bytes()
-            if hashlib.sha256(data[32:]).digest() == data[:32]:
-                return CompileResult._rebuild(context, *pickle.loads(data[32:]))
-
-    def save_overload(self, arguments, result):
-        file, code = DIRECTORY / f"{self.name}-{digest(arguments)}", dumps(result._reduce())
-        partial = file.with_name(f"{file.name}.{os.getpid()}")
-        with suppress(OSError):
-            try:
-                partial.write_bytes(hashlib.sha256(code).digest() + code)
-                os.replace(partial, file)
-            finally:
-                partial.unlink(missing_ok=True)
-
-
-def all_compiled():
-    """Whether DIRECTORY has the code of all kernels that a chat needs."""
-    return DIRECTORY is not None and (DIRECTORY / "complete").exists()
-
-
-def mark_all_compiled():
-    """From now on all_compiled() is true. What earlier versions left is deleted, if it has not changed for a day."""
-    with suppress(OSError, TypeError):  # TypeError: there is no DIRECTORY
-        (DIRECTORY / "complete").touch()
-        for other in set(DIRECTORY.parent.glob(DIRECTORY.name.rpartition("-")[0] + "-*")) - {DIRECTORY}:
-            if time.time() - other.stat().st_mtime > 24 * 3600:
-                shutil.rmtree(other, ignore_errors=True)
-
-
-def compiler(**options):
-    """numba.njit with these options and FASTMATH, whose code is kept (unless a file has changed since the import)."""
-    def decorate(function):
-        dispatcher = njit(fastmath=FASTMATH, **options)(function)
-        if DIRECTORY and DIRECTORY.name == cache_name():
-            dispatcher._cache = CompiledCode(function)
-        return dispatcher
-
-    return decorate
-
-
-jit, parallel_jit = compiler(), compiler(parallel=True)
-inline_jit = compiler(forceinline=True)  # for what is so small that a call would be felt
-
 
 # ---- Types, and what operations are written with --------------------------------------------------------------------
 
@@ -334,18 +231,24 @@ def look_up_e2m1(llvm, codes):
     return llvm.select(negative, llvm.sub(zero, magnitude), llvm.add(zero, magnitude))
 
 
-def bf16_to_float32(x):
-    """One bf16 pattern (uint16) -> float32, exactly; a float32 passes through. For compiled code only.
+half_to_float32 = operation(types.float32, types.int16)(lambda llvm, x: llvm.fpext(llvm.bitcast(x, ir.HalfType()), F32))
 
-    Which of the two is decided while a caller is compiled. Numba then asks the function registered with @overload,
-    which gets the argument's type and returns the function to use."""
+
+def to_float32(x):
+    """One stored number -> float32, exactly: a bf16 pattern (uint16), a float16 pattern (int16, because Numba has no
+    float16), or a float32. For compiled code only.
+
+    Which of them is decided while a caller is compiled. Numba then asks the function registered with @overload, which
+    gets the argument's type and returns the function to use."""
     raise NotImplementedError
 
 
-@overload(bf16_to_float32, inline="always")
-def bf16_to_float32_for(x):
+@overload(to_float32, inline="always")
+def to_float32_for(x):
     if isinstance(x, types.Float):
         return lambda x: x
+    if x == types.int16:
+        return lambda x: half_to_float32(x)
     return lambda x: np.uint32(np.uint32(x) << np.uint32(16)).view(np.float32)
 
 

@@ -33,9 +33,9 @@ from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
+import compiled
 import gptoss
 import models
-import simd
 import tokenizer as tokenizers
 import transcript
 from checkpoint import bf16_to_float32, expect, expect_number, read_config, read_json
@@ -448,8 +448,8 @@ def load(name, note):
     large = models.weight_bytes(directory) > models.SMALL
     model = gptoss.load(directory, backend="numba" if large else "numpy", model=Recorder)
     tokenizer = tokenizers.load(directory)
-    if large and not simd.all_compiled():
-        models.compile_kernels(lambda state: note(f"The first run compiles the kernels: {state}"))
+    if large and not compiled.all_compiled(*models.forms(model)):
+        models.compile_kernels(lambda state: note(f"The first run compiles the kernels: {state}"), *models.forms(model))
     return model, tokenizer, directory.name if os.path.isdir(name) else name
 
 

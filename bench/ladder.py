@@ -28,9 +28,10 @@ import mxfp4
 import simd
 from bench.measure import machine
 from checkpoint import E2M1, MXFP4, bf16_to_float32, dequantize
-from kernels import stream_bf16
+from compiled import FASTMATH
+from kernels import stream_rows
 from mxfp4 import dot_mxfp4, multiply_mxfp4, quantize_activations
-from simd import F32X16, FASTMATH, I32X16, U8X32, ZERO_POINT, f32x16, i8x32, operation, shuffle, u8x32
+from simd import F32X16, I32X16, U8X32, ZERO_POINT, f32x16, i8x32, operation, shuffle, u8x32
 
 jit, parallel_jit = njit(fastmath=FASTMATH), njit(parallel=True, fastmath=FASTMATH)  # not kept on disk
 inline_jit = njit(fastmath=FASTMATH, forceinline=True)
@@ -361,7 +362,7 @@ def climb(M, N):
     dense = rng.integers(2**16, size=(max(1, M * 17 // 64), N), dtype=np.uint16) & 0x83FF | 0x3C00
     y, wide = np.empty((1, len(dense)), np.float32), x.astype(np.float64)
     exact_dense = np.concatenate([bf16_to_float32(dense[m : m + 1000]) @ wide for m in range(0, len(dense), 1000)])
-    measure(LIMIT, 2 * N, lambda: stream_bf16(x[None], dense, y), y[0], exact_dense, 2**-24 * N**0.5, counts)
+    measure(LIMIT, 2 * N, lambda: stream_rows(x[None], dense, y), y[0], exact_dense, 2**-24 * N**0.5, counts)
 
     a = np.ones((2048, 2048), np.float32)
     for threads in counts:
@@ -371,7 +372,7 @@ def climb(M, N):
 
     numba.set_num_threads(ALL)
     y, starts, expert = np.empty((TOKENS, M), np.float32), np.array([0, TOKENS]), [part[None] for part in weight]
-    no_bias = np.zeros((1, M), np.uint16)
+    no_bias = np.zeros((1, M), np.float32)
 
     def together():
         x = quantize_activations(tokens)

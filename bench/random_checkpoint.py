@@ -15,11 +15,12 @@ import os
 import shutil
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from checkpoint import ORIGINAL_KEYS, STORED, CheckpointError, Config, expect, tensor_table
+from checkpoint import ITEM_BITS, ORIGINAL_KEYS, CheckpointError, Config, expect, tensor_table
 
 OFFICIAL = Config(
     vocab_size=201088, hidden_size=2880, intermediate_size=2880, num_hidden_layers=24, num_attention_heads=64,
@@ -32,6 +33,8 @@ SHAPES = {
     "20b": OFFICIAL,
     "120b": replace(OFFICIAL, num_hidden_layers=36, num_local_experts=128, layer_types=OFFICIAL.layer_types[:2] * 18),
 }
+MXFP4_EXPERTS = {"quant_method": "mxfp4", "modules_to_not_convert": [  # quantization_config, as published
+    "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]}
 
 
 @contextmanager
@@ -72,9 +75,8 @@ def config_json(config, layout):
         return fields | {
             "architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "attention_bias": True,
             "tie_word_embeddings": False, "eos_token_id": eos[0],
-            "rope_scaling": scaling and {"rope_type": "yarn"} | scaling,
-            "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": [
-                "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]},
+            "rope_scaling": {"rope_type": "yarn"} | scaling if scaling else {"rope_type": "default"},
+            "quantization_config": MXFP4_EXPERTS,
         }
     says = scaling is not None and not scaling["truncate"]
     expect(says, CheckpointError, "original/ layout", "YaRN with truncate false, all it can say", scaling)
@@ -101,6 +103,14 @@ def random_rows(rng, field, shape, rows):
     return (x.view(np.uint32) >> 16).astype("<u2").tobytes()
 
 
+def random_pieces(rng, entry, size):
+    """The `size` bytes of a tensor, an entry of tensor_table, in pieces of a few MB."""
+    field, _, _, shape = entry
+    step = max(1, 2**22 * shape[0] // size)
+    for row in range(0, shape[0], step):
+        yield random_rows(rng, field, shape, min(step, shape[0] - row))
+
+
 def write_random(directory, config, layout="hf", *, seed=0, shards=1, progress=False):
     """Write a random checkpoint in `shards` files, a few MB of it in memory at a time. The same seed gives the same
     numbers in both layouts. A file has its final name only when it is whole. Raises CheckpointError where the disk is
@@ -108,45 +118,59 @@ def write_random(directory, config, layout="hf", *, seed=0, shards=1, progress=F
     directory, described = Path(directory), config_json(config, layout)
     directory.mkdir(parents=True, exist_ok=True)
     table = tensor_table(config, layout)
-    sizes = {name: math.prod(shape) * STORED[dtype].itemsize for name, (_, _, dtype, shape) in table.items()}
+    sizes = {name: bytes_of(dtype, shape) for name, (_, _, dtype, shape) in table.items()}
     total, free = sum(sizes.values()), shutil.disk_usage(directory).free
     expect(total <= free, CheckpointError, directory, f"room for {total / 1e9:.1f} GB", f"{free / 1e9:.1f} GB")
 
-    names, groups = list(table), [[] for _ in range(shards)]
+    names, groups = list(table), [{} for _ in range(shards)]
     for j, name in enumerate(names):
-        groups[j * shards // len(names)].append(name)
+        groups[j * shards // len(names)][name] = table[name][2:]
     first, dashes = (0, "-") if layout == "hf" else (1, "--")  # how the official shards are numbered
     files = [f"model{dashes}{j + first:05}-of-{shards - 1 + first:05}.safetensors" for j in range(shards)]
     if shards == 1:
         files = ["model.safetensors"]
     rng = np.random.default_rng(seed)
     with progress_bar() if progress else nullcontext() as bar:
-        task = bar.add_task("writing", total=total) if bar else None
-        for file, group in zip(files, groups, strict=True):
-            header, position = {}, 0
-            for name in group:
-                _, _, dtype, shape = table[name]
-                header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [position, position + sizes[name]]}
-                position += sizes[name]
-            text = json.dumps(header, separators=(",", ":")).encode()
-            text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
-            with atomic_write(directory / file) as out:
-                out.write(len(text).to_bytes(8, "little") + text)
-                for name in group:
-                    field, _, _, shape = table[name]
-                    step = max(1, 2**22 * shape[0] // sizes[name])
-                    for row in range(0, shape[0], step):
-                        data = random_rows(rng, field, shape, min(step, shape[0] - row))
-                        out.write(data)
-                        if bar:
-                            bar.advance(task, len(data))
+        advance = partial(bar.advance, bar.add_task("writing", total=total)) if bar else None
+        for file, tensors in zip(files, groups, strict=True):
+            pieces = (piece for name in tensors for piece in random_pieces(rng, table[name], sizes[name]))
+            write_safetensors(directory / file, tensors, pieces, advance)
     if shards > 1:
-        where = {name: file for file, group in zip(files, groups, strict=True) for name in group}
-        write_json(directory / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
+        write_index(directory, dict(zip(files, groups, strict=True)))
     if layout == "hf":
         write_json(directory / "generation_config.json", {
             "eos_token_id": list(config.eos_token_id), "do_sample": config.do_sample})
     write_json(directory / "config.json", described)
+
+
+def bytes_of(dtype, shape):
+    """How many bytes a tensor takes; `dtype` by its safetensors name."""
+    return math.prod(shape) * ITEM_BITS[dtype] // 8
+
+
+def write_safetensors(path, tensors, pieces, advance=None):
+    """Write a safetensors file of the tensors {name: (dtype name, shape)}. `pieces` are their bytes in this order, cut
+    anywhere, so that they need not be in memory together. advance(n) is told of each n bytes."""
+    header, position = {"__metadata__": {"format": "pt"}}, 0  # transformers asks for it
+    for name, (dtype, shape) in tensors.items():
+        end = position + bytes_of(dtype, shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+    with atomic_write(path) as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for piece in pieces:
+            n = out.write(piece)
+            if advance:
+                advance(n)
+
+
+def write_index(directory, files):
+    """The index of a checkpoint in shards {file name: {tensor name: (dtype name, shape)}}."""
+    total = sum(bytes_of(*tensor) for tensors in files.values() for tensor in tensors.values())
+    where = {name: file for file, tensors in files.items() for name in tensors}
+    write_json(directory / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
 
 
 def progress_bar():

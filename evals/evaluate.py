@@ -4,12 +4,14 @@ An answer is right if the final message is, word for word, what the problem asks
 """
 
 import json
-import math
 import random
+from contextlib import closing
 from typing import NamedTuple
 
 import gptoss
 import harmony
+from conversation import LocalEngine, Reader
+from evals.report import save_picture, wilson
 from tokenizer import load as load_tokenizer
 from train import rows, tasks
 
@@ -21,8 +23,13 @@ def prompt(tokenizer, question, effort):
     return harmony.render([*opening(effort), harmony.Message("user", question)], tokenizer)
 
 
-def opening(effort, calculator=False):
-    return rows.opening(tasks.Setting(effort, "2026-06-01", calculator=calculator))
+def opening(effort, calculator=False, instructions=None):
+    return rows.opening(tasks.Setting(effort, "2026-06-01", instructions, calculator))
+
+
+def asked(tokenizer, problem, effort):
+    """The same for a sets.Problem."""
+    return harmony.render([*opening(effort, instructions=problem.instructions), *problem.history], tokenizer)
 
 
 def reply(model, tokenizer, tokens):
@@ -44,13 +51,6 @@ def problems(task, each, seed=0):
         problem = tasks.draw(rng, task, "test")
         drawn.append((problem, problem.ask(rng)))
     return drawn
-
-
-def wilson(right, n, z=1.96):
-    """The 95% interval of a share (Wilson 1927): sensible also at 0 and at 1."""
-    p, d = right / n, 1 + z * z / n
-    middle, half = (p + z * z / (2 * n)) / d, z / d * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 class Score(NamedTuple):
@@ -148,8 +148,6 @@ def summary(results, slips, followed, calls, each, fifth):
 
 
 def picture(results, each, path):
-    import matplotlib
-    matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     names = list(dict.fromkeys(task for task, _ in results))
     fig, axes = plt.subplots(figsize=(6.4, 4.2))
@@ -166,7 +164,7 @@ def picture(results, each, path):
              ylim=(0, 1.03), xlim=(-0.1, None))
     axes.legend(fontsize=8, ncols=2)
     fig.tight_layout()
-    fig.savefig(path, dpi=90)
+    save_picture(fig, path)
 
 
 def follow(model, tokenizer, effort, each):
@@ -202,7 +200,28 @@ def call(model, tokenizer, task, effort, each):
     return right
 
 
-def begin(checkpoint, backend):
+def answer(engine, tokenizer, tokens, sampling):
+    """{"final": text, "thought": tokens of it, "tokens": in all, "cut": whether the reply has no end} of a prompt.
+
+    A form that is not quite right is taken for what was meant, as conversation.Reader does it."""
+    reader, n, thought = Reader(tokenizer), 0, 0
+    with closing(engine.generate(tokens, **sampling)) as ids:
+        for id in ids:
+            message, n = reader.message, n + 1
+            list(reader.feed(id))
+            thought += message is not None and message is reader.message and message.channel == "analysis"
+            if reader.over:
+                break
+    list(reader.finish())
+    final = "".join(message.content for message in reader.said() if message.channel == "final")
+    return {"final": final, "thought": thought, "tokens": n, "cut": not reader.over}
+
+
+def answer_here(model, tokenizer, tokens, sampling):
+    return answer(LocalEngine(model), tokenizer, tokens, sampling)
+
+
+def begin(checkpoint, backend, adapter=None):
     """Loads the model in a worker process, of which there is one for each core: a model as small as the bundled one
     has no work for a second thread."""
     global loaded
@@ -210,7 +229,7 @@ def begin(checkpoint, backend):
         import numba
 
         numba.set_num_threads(1)
-    loaded = gptoss.load(checkpoint, backend=backend), load_tokenizer(checkpoint)
+    loaded = gptoss.load(checkpoint, backend=backend, adapter=adapter), load_tokenizer(checkpoint)
 
 
 def job(function, *args):

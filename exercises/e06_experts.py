@@ -39,8 +39,8 @@ def experts(x, chosen, weights, layer, limit):
 
     x: float32 [T, N]. chosen: whole numbers [T, K]. weights: float32 [T, K]. limit: for swiglu.
     layer.gate_up: MXFP4, blocks [E, 2F, N/32, 16] and scales [E, 2F, N/32]; layer.down: the same for [E, N, F].
-    layer.gate_up_bias [E, 2F] and layer.down_bias [E, N]: bf16 bit patterns (uint16), of which bf16_to_float32 makes
-    numbers. -> float32 [T, N].
+    layer.gate_up_bias [E, 2F] and layer.down_bias [E, N]: numbers that bf16_to_float32 makes float32: bf16 bit
+    patterns (uint16), or float32 already. -> float32 [T, N].
 
     Expert e turns a token's x into down(swiglu(gate_up(x))). Both are linear: W x + bias, W being [outputs, inputs].
     The whole output, the bias of down included, is multiplied by the token's weight for this expert.

@@ -65,7 +65,7 @@ def broken(mistake):
     home, old, new = sys.modules[function.__module__], inspect.getsource(function), edited(mistake)
     copy = fresh(gptoss, *(old, new) if home is gptoss else ())
     others = fresh(solutions, old, new) if home is solutions else solutions
-    for name in ("bpe", "render", "quantize", "read_safetensors"):
+    for name in ("bpe", "render", "experts", "quantize", "read_safetensors"):
         setattr(copy, name, getattr(others, name))
     if home is checkpoint:  # not a fresh one: its classes must stay the same
         namespace = dict(vars(checkpoint))

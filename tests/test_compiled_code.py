@@ -11,23 +11,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import compiled
 import kernels
-import simd
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = """
-import numpy, kernels, simd
-print(simd.DIRECTORY)
+import numpy, kernels, compiled
+print(compiled.DIRECTORY)
 print(kernels.rms_norm(numpy.full((1, 4), 2, numpy.float32), numpy.ones(4, numpy.float32), 0.0).tolist())
 """
 
 
 @pytest.fixture
 def copy(tmp_path):
-    """The three files in a directory of their own."""
+    """The kernels' files in a directory of their own."""
     home = tmp_path / "home"
     home.mkdir()
-    for name in ("simd.py", "mxfp4.py", "kernels.py"):
+    for name in ("checkpoint.py", "compiled.py", "simd.py", "mxfp4.py", "kernels.py"):
         shutil.copy(ROOT / name, home)
     return home
 
@@ -58,12 +58,12 @@ def test_code_is_found_again(copy):
 def test_importing_compiles_and_deletes_nothing(copy):
     older = run(copy)
     (copy / "mxfp4.py").write_text((copy / "mxfp4.py").read_text() + "\n")
-    program = "import kernels, simd; print(simd.DIRECTORY); print([[1.0] * 4])"
+    program = "import compiled, kernels; print(compiled.DIRECTORY); print([[1.0] * 4])"
     directory = run(copy, program)
     assert directory != older and contents(older) and not contents(directory)
 
 
-@pytest.mark.parametrize("name", ["simd.py", "mxfp4.py", "kernels.py"])
+@pytest.mark.parametrize("name", ["compiled.py", "simd.py", "mxfp4.py", "kernels.py"])
 def test_code_of_a_changed_file_is_not_found(copy, name):
     """Also where another of the three files has changed. What is old goes when all is compiled and a day has passed,
     not before; what belongs to another copy of this project, or to nobody known, stays."""
@@ -74,12 +74,12 @@ def test_code_of_a_changed_file_is_not_found(copy, name):
     (copy / name).write_text((copy / name).read_text() + "\n# changed\n")
     newer = run(copy, NUMBA_CACHE_DIR=str(copy / "cache"))
     assert newer != older and older.exists()
-    mark = PROGRAM + "simd.mark_all_compiled()"
+    mark = PROGRAM + "compiled.mark_all_compiled(*compiled.PUBLISHED)"
     assert run(copy, mark, NUMBA_CACHE_DIR=str(copy / "cache")) == newer and older.exists()
     os.utime(older, (0, 0))
     assert run(copy, mark, NUMBA_CACHE_DIR=str(copy / "cache")) == newer
     assert sorted(newer.parent.iterdir()) == sorted([newer, *others])
-    assert "complete" in contents(newer)
+    assert "complete-bfloat16-mxfp4" in contents(newer)
 
 
 def with_digest(code):
@@ -110,22 +110,22 @@ def test_where_nothing_can_be_written_code_is_kept_elsewhere_or_not_at_all(copy)
     (copy / "__pycache__").touch()
     assert run(copy).parent == copy / "user" / "gpt-oss"
     assert run(copy, NUMBA_CACHE_DIR=str(copy / "kernels.py" / "x")).parent == copy / "user" / "gpt-oss"
-    nowhere = PROGRAM + "simd.mark_all_compiled(); assert not simd.all_compiled()"
+    nowhere = PROGRAM + "p = compiled.PUBLISHED; compiled.mark_all_compiled(*p); assert not compiled.all_compiled(*p)"
     assert run(copy, nowhere, XDG_CACHE_HOME=str(copy / "simd.py")) is None
 
 
 def test_a_file_that_changes_while_a_program_runs(copy):
     """Its new code is neither found under the old name nor kept under it."""
-    change = "import pathlib, simd\npathlib.Path('kernels.py').open('a').write('# changed')"
+    change = "import pathlib, compiled\npathlib.Path('kernels.py').open('a').write('# changed')"
     directory = run(copy, change + PROGRAM)
     assert not contents(directory)
 
 
 def test_compiled_code_that_is_complete_need_not_be_written(copy, monkeypatch):
-    directory = run(copy, PROGRAM + "simd.mark_all_compiled()")
+    directory = run(copy, PROGRAM + "compiled.mark_all_compiled(*compiled.PUBLISHED)")
     refuse = "import tempfile\ntempfile.TemporaryFile = lambda **kwargs: open('/nowhere/to/write')"
     assert run(copy, refuse + PROGRAM) == directory
-    (directory / "complete").unlink()
+    (directory / "complete-bfloat16-mxfp4").unlink()
     assert run(copy, refuse + PROGRAM) is None
 
 
@@ -135,8 +135,8 @@ def test_a_full_disk(tmp_path, monkeypatch):
         path.write_text("a beginning")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(simd, "DIRECTORY", tmp_path)
+    monkeypatch.setattr(compiled, "DIRECTORY", tmp_path)
     monkeypatch.setattr(Path, "write_bytes", write_bytes)
-    anew = simd.jit(kernels.rms_norm.py_func)
+    anew = compiled.jit(kernels.rms_norm.py_func)
     assert np.array_equal(anew(np.ones((1, 4), np.float32), np.ones(4, np.float32), 0.0), np.ones((1, 4)))
     assert not list(tmp_path.iterdir())

@@ -16,13 +16,15 @@ from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import huggingface_hub
+import numpy as np
 import pytest
 from conftest import ROOT
+from safetensors.numpy import save_file
 
+import compiled
 import gptoss
 import kernels
 import models
-import simd
 import tokenizer as tokenizers
 from checkpoint import CheckpointError, map_safetensors
 from conversation import Conversation, LocalEngine
@@ -471,20 +473,20 @@ def test_the_first_start_answers_while_the_kernels_compile(tmp_path):
         with pytest.raises(ProcessLookupError):  # Ctrl-C reaches a terminal's group of processes: nobody is left in it
             os.killpg(process.pid, signal.SIGINT)
         directory, = tmp_path.iterdir()
-        assert (directory / "begun").exists() and not (directory / "complete").exists()
-    begun = (directory / "begun").stat().st_mtime_ns
+        assert (directory / "begun-bfloat16-mxfp4").exists() and not (directory / "complete-bfloat16-mxfp4").exists()
+    begun = (directory / "begun-bfloat16-mxfp4").stat().st_mtime_ns
     for _ in range(3000):
-        if (directory / "complete").exists():
+        if (directory / "complete-bfloat16-mxfp4").exists():
             break
         time.sleep(0.1)
     files = sorted(directory.iterdir())
     run()
     assert len(files) > 30 and sorted(directory.iterdir()) == files
-    assert (directory / "begun").stat().st_mtime_ns == begun  # one process compiled for both
+    assert (directory / "begun-bfloat16-mxfp4").stat().st_mtime_ns == begun  # one process compiled for both
 
 
 def test_the_model_changes_over_in_the_middle_of_a_reply(monkeypatch):
-    monkeypatch.setattr(simd, "all_compiled", lambda: next(answers))
+    monkeypatch.setattr(compiled, "all_compiled", lambda *_: next(answers))
     monkeypatch.setattr(subprocess, "Popen", lambda *args, **kwargs: None)
     answers = iter([False] * 20 + [True])  # at loading, at 19 steps, and at the 20th; then it is asked no more
     model, _, _ = models.load(NANO, silent)
@@ -494,7 +496,7 @@ def test_the_model_changes_over_in_the_middle_of_a_reply(monkeypatch):
 
 
 def test_a_large_model_waits_and_shows_how_far_it_is(monkeypatch):
-    monkeypatch.setattr(simd, "all_compiled", lambda: False)
+    monkeypatch.setattr(compiled, "all_compiled", lambda *_: False)
     monkeypatch.setattr(models, "SMALL", 0)
     said = []
     model, _, _ = models.load("nano", said.append)
@@ -508,14 +510,38 @@ def test_what_is_compiled_does_not_depend_on_what_the_model_says(monkeypatch):
     lengths, experts = [], kernels.experts
     monkeypatch.setattr(gptoss, "sample", lambda *args: model.config.eos_token_id[0])
     monkeypatch.setattr(kernels, "experts", lambda x, *rest: lengths.append(len(x)) or experts(x, *rest))
-    monkeypatch.setattr(simd, "mark_all_compiled", lambda: None)
+    monkeypatch.setattr(compiled, "mark_all_compiled", lambda *_: None)
     model = gptoss.load(NANO)
-    models.compile_kernels(lambda state: None)
+    models.compile_kernels(lambda state: None, *compiled.PUBLISHED)
     assert lengths == 4 * [40] + 4 * [1]
 
 
+@pytest.mark.parametrize("form", ["float16", "float32"])
+def test_a_model_in_another_form_finds_its_kernels_compiled(form, monkeypatch, tmp_path):
+    """The small model as a training would leave it: all in float16 or float32, the experts unpacked."""
+    tensors = {}
+    for name, (dtype, shape, data) in map_safetensors(NANO / "model.safetensors").items():
+        if name.endswith("_scales"):
+            blocks = tensors.pop(name.replace("scales", "blocks"))
+            weight = gptoss.dequantize(gptoss.MXFP4(blocks, data.reshape(shape))).swapaxes(1, 2)  # [E, inputs, outputs]
+            tensors[name.removesuffix("_scales")] = np.ascontiguousarray(weight.astype(form))
+        elif dtype == "U8":
+            tensors[name] = data.reshape(shape)
+        else:
+            tensors[name] = gptoss.bf16_to_float32(data.view(np.uint16).reshape(shape)).astype(form)
+    save_file(tensors, tmp_path / "model.safetensors")
+    for name in ("config.json", "generation_config.json", "tokenizer.json"):
+        shutil.copy(NANO / name, tmp_path)
+    monkeypatch.setattr(models, "SMALL", 0)
+    model, _, _ = models.load(tmp_path, silent)
+    assert models.forms(model) == (form, form) and compiled.all_compiled(form, form)
+    kinds = {name: len(f.signatures) for name, f in vars(kernels).items() if hasattr(f, "signatures")}
+    assert answer(model) == ANSWER
+    assert kinds == {name: len(f.signatures) for name, f in vars(kernels).items() if hasattr(f, "signatures")}
+
+
 def test_what_cannot_be_used_is_said_before_anything_is_compiled(monkeypatch, tmp_path):
-    monkeypatch.setattr(simd, "all_compiled", lambda: pytest.fail("prepared"))
+    monkeypatch.setattr(compiled, "all_compiled", lambda *_: pytest.fail("prepared"))
     shutil.copytree(NANO, tmp_path, dirs_exist_ok=True)
     (tmp_path / "tokenizer.json").write_text("[]")
     with pytest.raises(tokenizers.TokenizerError):

@@ -268,7 +268,7 @@ def test_the_twin_equals_transformers():
 
 def test_mxfp4_keeps_what_it_can_represent():
     torch.manual_seed(0)
-    codes = torch.tensor(export.FP4_VALUES)[torch.randint(0, 16, (7, 5, 32))]
+    codes = torch.tensor(model.FP4_VALUES)[torch.randint(0, 16, (7, 5, 32))]
     codes[..., 0] = 6.0                                             # the scale can be told from the block
     weights = (codes * torch.exp2(torch.randint(-20, 8, (7, 5, 1)))).flatten(-2)
     assert torch.equal(model.dequantize_mxfp4(*export.quantize_mxfp4(weights)), weights)
@@ -279,7 +279,7 @@ def test_mxfp4_picks_the_best_scale():
     """No other power of two has a smaller squared error (all tried, codes by brute force)."""
     torch.manual_seed(1)
     weights = torch.randn(40, 32) * torch.exp(3 * torch.randn(40, 1))
-    values = torch.tensor(export.FP4_VALUES)
+    values = torch.tensor(model.FP4_VALUES)
 
     def error(exponent):
         scaled = weights / 2.0 ** exponent
@@ -287,6 +287,33 @@ def test_mxfp4_picks_the_best_scale():
     best = torch.stack([error(exponent) for exponent in range(-30, 12)]).amin(0)
     got = (model.dequantize_mxfp4(*export.quantize_mxfp4(weights)) - weights).square().sum(-1).double()
     assert torch.all(got <= best * (1 + 1e-5))
+
+
+def test_mxfp4_rounds_ties_to_even_codes():
+    """Between neighbours in the middle, the one whose mantissa is 0: 0, 1, 2 or 4."""
+    ties = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5, 6, *[4.0] * 24])
+    expected = torch.tensor([0.0, 1, 1, 2, 2, 4, 4, 6, *[4.0] * 24])
+    for sign in (1, -1):
+        assert torch.equal(model.dequantize_mxfp4(*export.quantize_mxfp4(sign * ties)), sign * expected)
+
+
+def test_mxfp4_has_room_for_every_size():
+    """From float32's largest to its smallest: finite, and the largest of a block within a quarter, as long as there is
+    a code for it. Zeros keep their sign. The codes do not depend on the size."""
+    torch.manual_seed(2)
+    block = torch.randn(32)
+    block[:3] = torch.tensor([block.abs().max() * 1.2, 0.0, -0.0])
+    codes, _ = export.quantize_mxfp4(block)
+    for exponent in (-120, -60, 0, 60, 120):
+        assert torch.equal(export.quantize_mxfp4(torch.ldexp(block, torch.tensor(exponent)))[0], codes)
+    most = torch.finfo(torch.float32).max
+    for largest in (most, torch.finfo(torch.bfloat16).max, 2.0 ** -126, 2.0 ** -128, 2.0 ** -149):
+        weights = block / block[0] * largest
+        packed = export.quantize_mxfp4(weights)
+        assert [part.dtype for part in packed] == [torch.uint8, torch.uint8]
+        back = model.dequantize_mxfp4(*packed)
+        assert torch.isfinite(back).all() and (back.signbit() == weights.signbit()).all()
+        assert abs(back[0] / weights[0] - 1) <= 0.25 or (largest < 2.0 ** -128 and back[0] == 0)
 
 
 @pytest.fixture(scope="module")
