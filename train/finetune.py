@@ -23,6 +23,7 @@ import signal
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -160,9 +161,9 @@ def questions(tests, tokenizer, old):
 def measure(asked, model, adapter=None):
     """{group: (questions, right answers, right thoughts, tokens of thought)}, greedily, by a process on each core."""
     found = {question.group: [0, 0, 0, 0] for question in asked}
-    with ProcessPoolExecutor(os.cpu_count(), initializer=begin, initargs=(model, adapter)) as pool:
+    with ProcessPoolExecutor(os.cpu_count(), initializer=evaluate.begin, initargs=(model, "numba", adapter)) as pool:
         try:
-            for question, result in zip(asked, pool.map(ask, asked, chunksize=8), strict=True):
+            for question, result in zip(asked, pool.map(partial(evaluate.job, ask), asked, chunksize=8), strict=True):
                 found[question.group] = [a + b for a, b in zip(found[question.group], (1, *result), strict=True)]
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)
@@ -170,17 +171,8 @@ def measure(asked, model, adapter=None):
     return found
 
 
-def begin(model, adapter):
-    global loaded
-    import numba
-
-    numba.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    loaded = gptoss.load(model, **({"adapter": adapter} if adapter else {})), load_tokenizer(model)
-
-
-def ask(question):
-    thought, answer, n = evaluate.reply(*loaded, question.prompt)
+def ask(model, tokenizer, question):
+    thought, answer, n = evaluate.reply(model, tokenizer, question.prompt)
     return answer.strip() == question.answer.strip(), thought == question.thought, n
 
 
