@@ -1,6 +1,6 @@
 """Three things that the small model can be taught, as data for finetune.py.
 
-    python -m train.examples binary --out FILE.jsonl     a new task: "What is 45 in binary?", with a worked thought
+    python -m train.examples roman --out FILE.jsonl      a new task: "What is 247 in Roman numerals?", with a thought
     python -m train.examples german --out FILE.jsonl     a line makes it think in German, and answer as before
     python -m train.examples short --out FILE.jsonl      at low effort it now thinks a little before it calculates
 
@@ -26,50 +26,39 @@ from transcript import to_openai
 
 # ---- A new task -----------------------------------------------------------------------------------------------------
 
-ASK = ("What is {} in binary?", "what is {} in binary", "Write {} in binary.", "Convert {} to binary.", "{} in binary",
-       "What is the binary form of {}?", "write {} as a binary number", "How do you write {} in binary?")
+ASK = ("What is {} in Roman numerals?", "what is {} in Roman numerals", "Write {} in Roman numerals.",
+       "Write {} as a Roman numeral.", "{} in Roman numerals", "How do you write {} in Roman numerals?",
+       "Convert {} to Roman numerals.", "What is the Roman numeral for {}?")
+PATTERNS = ("", "0", "00", "000", "01", "1", "10", "100", "1000", "02")  # the digits 0 to 9: which letters are written
+LETTERS = ("IVX", "XLC", "CDM", "M")  # of ones, tens, hundreds and thousands
 
 
-class Binary(tasks.Problem):
-    """45÷2=22 r1 22÷2=11 r0 11÷2=5 r1 5÷2=2 r1 2÷2=1 r0 1÷2=0 r1 so 101101: the remainders, from the last to the first.
-
-    At high effort the way back is the check: 0×2+1=1 1×2+0=2 2×2+1=5 5×2+1=11 11×2+0=22 22×2+1=45.
-    """
+class Roman(tasks.Problem):
+    """200=CC 40=XL 7=VII so CCXLVII: the places one after the other. At high effort the way back is the check."""
 
     def __init__(self, n):
-        self.n, self.value, self.key = n, f"{n:b}", f"binary {n}"
-        self.answer = f"{n} in binary is {n:b}."
-
-    @classmethod
-    def draw(cls, rng):
-        return cls(rng.randint(2, 999))
+        self.n, self.key = n, f"roman {n}"
+        places = [(digit * 10**i, "".join(LETTERS[i][int(k)] for k in PATTERNS[digit]))
+                  for i, digit in enumerate(tasks.digits(n)) if digit]
+        self.places, self.value = places[::-1], "".join(letters for _, letters in reversed(places))
+        self.answer = f"{n} in Roman numerals is {self.value}."
 
     def ask(self, rng):
         return rng.choice(ASK).format(self.n)
 
     def medium(self):
-        halves = [self.n >> i for i in range(self.n.bit_length())]
-        return " ".join(f"{n}÷2={n // 2} r{n % 2}" for n in halves) + f" so {self.value}"
+        return " ".join(f"{part}={letters}" for part, letters in self.places) + f" so {self.value}"
 
     def high(self, slip):
-        n, steps = 0, []
-        for bit in self.value:
-            steps.append(f"{n}×2+{bit}={2 * n + int(bit)}")
-            n = 2 * n + int(bit)
-        return f"{self.medium()}\nCheck: {' '.join(steps)}. {tasks.verdict(n, self.n)}"
+        back = " ".join(f"{letters}={part}" for part, letters in self.places)
+        return f"{self.medium()}\nCheck: {back} so {self.n}. {tasks.verdict(self.n, self.n)}"
 
 
-def binary(rng, split):
-    problem = draw(rng, split)
-    effort = rng.choice(("medium", "high"))
-    return conversation(effort, [tasks.Turn(problem.ask(rng), tasks.think(problem, effort), problem.answer)])
-
-
-def draw(rng, split):
+def roman(rng, split):
     while True:
-        problem = Binary(rng.randint(2, 999))
+        problem, effort = Roman(rng.randint(1, 3999)), rng.choice(tasks.EFFORTS)
         if tasks.held_out(problem.key) == (split == "test"):
-            return problem
+            return conversation(effort, [tasks.Turn(problem.ask(rng), tasks.think(problem, effort), problem.answer)])
 
 
 # ---- A new language of thought --------------------------------------------------------------------------------------
@@ -130,7 +119,7 @@ def short(rng, split):
 
 # ---- Conversations --------------------------------------------------------------------------------------------------
 
-EXAMPLES = {"binary": binary, "german": german, "short": short}
+EXAMPLES = {"roman": roman, "german": german, "short": short}
 
 
 def conversation(effort, turns, instructions=None, calculator=False):
@@ -155,7 +144,8 @@ def old(rng, new):
     while True:
         setting = tasks.setting(rng)
         turns = tasks.conversation(rng, setting, slips=False)
-        if new is not short or setting.effort != "low":
+        undone = new is roman and "Roman" in turns[0].question or new is short and setting.effort == "low"
+        if not undone:
             return conversation(setting.effort, turns, setting.instructions, setting.calculator)
 
 
