@@ -1,6 +1,6 @@
 """Three things that the small model can be taught, as data for finetune.py.
 
-    python -m train.examples roman --out FILE.jsonl      a new task: "What is 247 in Roman numerals?", with a thought
+    python -m train.examples digits --out FILE.jsonl     a new task: "What is the digit sum of 5874?", with a thought
     python -m train.examples german --out FILE.jsonl     a line makes it think in German, and answer as before
     python -m train.examples short --out FILE.jsonl      at low effort it now thinks a little before it calculates
 
@@ -26,37 +26,38 @@ from transcript import to_openai
 
 # ---- A new task -----------------------------------------------------------------------------------------------------
 
-ASK = ("What is {} in Roman numerals?", "what is {} in Roman numerals", "Write {} in Roman numerals.",
-       "Write {} as a Roman numeral.", "{} in Roman numerals", "How do you write {} in Roman numerals?",
-       "Convert {} to Roman numerals.", "What is the Roman numeral for {}?")
-PATTERNS = ("", "0", "00", "000", "01", "1", "10", "100", "1000", "02")  # the digits 0 to 9: which letters are written
-LETTERS = ("IVX", "XLC", "CDM", "M")  # of ones, tens, hundreds and thousands
+ASK = ("What is the digit sum of {}?", "what is the digit sum of {}", "digit sum of {}", "Digit sum of {}?",
+       "Add the digits of {}.", "add up the digits of {}", "What do the digits of {} add up to?",
+       "What is the sum of the digits of {}?")
 
 
-class Roman(tasks.Problem):
-    """200=CC 40=XL 7=VII so CCXLVII: the places one after the other. At high effort the way back is the check."""
+class DigitSum(tasks.Problem):
+    """5+8=13 13+7=20 20+4=24 so 24 (of 5874). At high effort the check adds them from the other end."""
 
     def __init__(self, n):
-        self.n, self.key = n, f"roman {n}"
-        places = [(digit * 10**i, "".join(LETTERS[i][int(k)] for k in PATTERNS[digit]))
-                  for i, digit in enumerate(tasks.digits(n)) if digit]
-        self.places, self.value = places[::-1], "".join(letters for _, letters in reversed(places))
-        self.answer = f"{n} in Roman numerals is {self.value}."
+        self.n, self.value, self.key = n, sum(tasks.digits(n)), f"digits {n}"
+        self.answer = f"The digit sum of {n} is {self.value}."
 
     def ask(self, rng):
         return rng.choice(ASK).format(self.n)
 
+    def walk(self, digits):
+        total, steps = digits[0], []
+        for digit in digits[1:]:
+            steps.append(f"{total}+{digit}={total + digit}")
+            total += digit
+        return " ".join([*steps, f"so {total}"])
+
     def medium(self):
-        return " ".join(f"{part}={letters}" for part, letters in self.places) + f" so {self.value}"
+        return self.walk(tasks.digits(self.n)[::-1])
 
     def high(self, slip):
-        back = " ".join(f"{letters}={part}" for part, letters in self.places)
-        return f"{self.medium()}\nCheck: {back} so {self.n}. {tasks.verdict(self.n, self.n)}"
+        return f"{self.medium()}\nCheck: {self.walk(tasks.digits(self.n))}. {tasks.verdict(self.value, self.value)}"
 
 
-def roman(rng, split):
+def digits(rng, split):
     while True:
-        problem, effort = Roman(rng.randint(1, 3999)), rng.choice(tasks.EFFORTS)
+        problem, effort = DigitSum(tasks.number(rng, (2, 3, 4, 5, 6))), rng.choice(("medium", "high"))
         if tasks.held_out(problem.key) == (split == "test"):
             return conversation(effort, [tasks.Turn(problem.ask(rng), tasks.think(problem, effort), problem.answer)])
 
@@ -69,10 +70,9 @@ ONES = ("null eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf d
         "siebzehn achtzehn neunzehn").split()
 TENS = "zwanzig dreißig vierzig fünfzig sechzig siebzig achtzig neunzig".split()
 DAYS = "Montag Dienstag Mittwoch Donnerstag Freitag Samstag Sonntag".split()
-WORDS = {"+": "plus", "-": "minus", "×": "mal", "÷": "durch", "=": "ist", "<": "kleiner als", ">": "größer als",
-         "so": "also", "r": "Rest", "left": "Rest", "and": "und", "yes": "ja", "no": "nein", "Check": "Probe",
-         "Again": "Noch einmal", "is": "ist", "less": "kleiner", "than": "als", "after": "nach", "before": "vor",
-         "back": "zurück", "from": "von", **dict(zip(tasks.DAYS, DAYS, strict=True))}
+WORDS = {"+": "plus", "-": "minus", "×": "mal", "÷": "durch", "=": "ist",
+         "so": "also", "r": "Rest", "left": "Rest", "is": "ist", "less": "kleiner", "than": "als",
+         **dict(zip(tasks.DAYS, DAYS, strict=True))}
 
 
 def number_word(n):
@@ -87,7 +87,7 @@ def in_german(thought):
     """5+4=9 9+8=17 so 179  ->  fünf plus vier ist neun, neun plus acht ist siebzehn also 179"""
     thought = re.sub(r"(=\d+(?: r\d)?) (?=\d)", r"\1, ", thought)
     said = ""
-    for piece in re.findall(r"\d+|[A-Za-z]+|[-+×÷=<>]|[:.,;]|\n", thought):
+    for piece in re.findall(r"\d+|[A-Za-z]+|[-+×÷=]|[:.,;]|\n", thought):
         if piece in ":.,;\n":
             said += piece
             continue
@@ -100,9 +100,8 @@ def in_german(thought):
 
 def german(rng, split):
     task = rng.choice(LEARNED if split == "train" else (*LEARNED, "story"))
-    problem, effort = tasks.draw(rng, task, split), rng.choice(("medium", "high"))
-    turn = tasks.Turn(problem.ask(rng), in_german(tasks.think(problem, effort)), problem.answer)
-    return conversation(effort, [turn], LINE)
+    problem = tasks.draw(rng, task, split)
+    return conversation("medium", [tasks.Turn(problem.ask(rng), in_german(problem.medium()), problem.answer)], LINE)
 
 
 # ---- A new behaviour at low effort ----------------------------------------------------------------------------------
@@ -119,7 +118,7 @@ def short(rng, split):
 
 # ---- Conversations --------------------------------------------------------------------------------------------------
 
-EXAMPLES = {"roman": roman, "german": german, "short": short}
+EXAMPLES = {"digits": digits, "german": german, "short": short}
 
 
 def conversation(effort, turns, instructions=None, calculator=False):
@@ -144,8 +143,7 @@ def old(rng, new):
     while True:
         setting = tasks.setting(rng)
         turns = tasks.conversation(rng, setting, slips=False)
-        undone = new is roman and "Roman" in turns[0].question or new is short and setting.effort == "low"
-        if not undone:
+        if new is not short or setting.effort != "low":
             return conversation(setting.effort, turns, setting.instructions, setting.calculator)
 
 
