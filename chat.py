@@ -43,7 +43,7 @@ class Chat:
     def __init__(self, conversation, name, screen, sampling):
         self.conversation, self.name, self.screen = conversation, name, screen
         self.sampling, self.default = dict(sampling), sampling  # as it is now, as it was at first
-        self.browser, self.stats, self.raw = None, False, False
+        self.browser, self.adapter, self.stats, self.raw = None, None, False, False
         self.reading, self.editing = [], False  # files that go with the next question; whether it replaces the last
 
     @property
@@ -275,7 +275,7 @@ class Chat:
             self.screen.note("No tools: start with --tools FILE.py, --python or --browser DIR.")
 
     def do_model(self, argument):
-        """NAME   talk to another model; without a name, what is there"""
+        """NAME   talk to another model, as it is; without a name, what is there"""
         if argument:
             engine, tokenizer, self.name = local_engine(argument, self.screen, partial(self.screen.confirm, ""))
             self.conversation.engine, self.conversation.tokenizer = models.Meter(engine), tokenizer
@@ -285,7 +285,9 @@ class Chat:
                 self.sampling["temperature"] = temperature_of(engine)
             self.default["temperature"] = temperature_of(engine)
             self._changed()
-            self.screen.note(f"model {self.name}; the conversation goes on")
+            without = " without the adapter" if self.adapter is not None else ""
+            self.screen.note(f"model {self.name}{without}; the conversation goes on")
+            self.adapter = None
             return
         for name, directory, size, about in models.available():
             self.screen.note(f"{name}   {size / 1e9:.1f} GB   {about}   {directory}")
@@ -342,6 +344,7 @@ def parse_arguments(argv):
     add = parser.add_argument
     add("--model", metavar="NAME", help="a directory with a checkpoint, or a name on Hugging Face like "
         "openai/gpt-oss-20b (default: the small model in nano/)")
+    add("--adapter", metavar="DIR", help="a LoRA adapter for the model, as PEFT saves it")
     add("--server", metavar="URL", help="a server that takes token ids: vLLM, or llama.cpp's (its key: $" + KEY + ")")
     add("--server-model", metavar="NAME", help="which of the server's models (default: its first)")
     add("--prompt", metavar="TEXT", help="answer this and exit; what comes through a pipe is put after it")
@@ -367,15 +370,17 @@ def parse_arguments(argv):
     args = parser.parse_args(argv)
     if args.prompt is not None and not args.prompt.strip():
         parser.error("--prompt: expected a text, found nothing")
+    if args.adapter is not None and args.server:
+        parser.error("--adapter: expected a model on this machine, found --server")
     if args.server_model and not args.server:
         parser.error("--server-model: expected --server with it, found none")
     return args
 
 
-def local_engine(name, screen, confirm=models.ask):
-    """(engine, tokenizer, its name on the screen) of a model on this machine."""
-    model, tokenizer, directory = models.load(name, screen.note, confirm)
-    return LocalEngine(model), tokenizer, directory.name if os.path.isdir(name) else name
+def local_engine(name, screen, confirm=models.ask, adapter=None):
+    """(engine, tokenizer, its name on the screen) of a model on this machine, with or without an adapter."""
+    model, tokenizer, directory = models.load(name, screen.note, confirm, adapter)
+    return LocalEngine(model), tokenizer, models.label(name, directory, adapter)
 
 
 def temperature_of(engine):
@@ -419,7 +424,7 @@ def run(args, screen, stack):
         engine.stop = {tokenizer.special_tokens[name] for name in ("<|return|>", "<|call|>", "<|endoftext|>")}
         name = " ".join(clean(engine.model).split())
     else:
-        engine, tokenizer, name = local_engine(args.model or models.NANO, screen, agree)
+        engine, tokenizer, name = local_engine(args.model or models.NANO, screen, agree, args.adapter)
     conversation = Conversation(models.Meter(engine), tokenizer, effort=args.effort or effort or "medium",
                                 instructions=instructions if args.system is None else args.system,
                                 schema=schema)
@@ -427,7 +432,7 @@ def run(args, screen, stack):
     sampling = {"temperature": temperature_of(engine) if args.temperature is None else args.temperature,
                 "top_p": args.top_p, "seed": args.seed, "max_tokens": args.max_tokens}
     chat = Chat(conversation, name, screen, {name: value for name, value in sampling.items() if value is not None})
-    screen.waiting, chat.stats, chat.raw = chat.waiting, args.stats, args.raw
+    screen.waiting, chat.stats, chat.raw, chat.adapter = chat.waiting, args.stats, args.raw, args.adapter
     offer_tools(chat, args, stack)
     if args.json:
         chat.answer = chat.answer_in_json

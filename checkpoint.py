@@ -93,6 +93,12 @@ def quantize_int8(weight):
     return Int8(values, scales)
 
 
+def dequantize_int8(weight):
+    """Int8 [M, N] -> float32 [M, N], exactly."""
+    scales = np.repeat(bf16_to_float32(weight.scales), 32, axis=1)  # [M, at least N]
+    return weight.values * scales[:, : weight.values.shape[1]]
+
+
 class Adapted(NamedTuple):
     """A weight [..., M, N] and a low-rank update beside it: W + B A (LoRA, arXiv 2106.09685)."""
     weight: np.ndarray  # or MXFP4, or Int8
@@ -100,19 +106,9 @@ class Adapted(NamedTuple):
     B: np.ndarray  # float32 [..., M, r], times alpha / r already
 
 
-def expert(weight, e):
-    """Expert e's part [M, N] of a weight [E, M, N] of any kind."""
-    return type(weight)(*(expert(part, e) for part in weight)) if isinstance(weight, tuple) else weight[e]
-
-
-def to_float32(weight, rows=slice(None)):
-    """These rows of a matrix [M, N] as float32: of MXFP4, Int8, bf16, float16 or float32."""
-    if isinstance(weight, MXFP4):
-        return dequantize(MXFP4(weight.blocks[rows], weight.scales[rows]))
-    if isinstance(weight, Int8):
-        scales = np.repeat(bf16_to_float32(weight.scales[rows]), 32, axis=1)  # [rows, at least N]
-        return weight.values[rows] * scales[:, : weight.values.shape[1]]
-    return bf16_to_float32(weight[rows])
+def part(weight, i):
+    """weight[i] for any kind of weight: an expert of [E, M, N], or some rows of [M, N]."""
+    return type(weight)(*(part(array, i) for array in weight)) if isinstance(weight, tuple) else weight[i]
 
 
 # ---- Config ---------------------------------------------------------------------------------------------------------
@@ -246,13 +242,15 @@ def read_config(path):
             given = [value for value in values if value is not None]
             need(given[1:] in ([], given[:1]), key, "one value, or the same in both places", given)
         for key, value in FIXED.items():
-            given = raw.get(key, rope.get(key))
-            need(given in (None, value), key, "nothing" if value is None else json.dumps(value), given)
+            for given in (raw.get(key), rope.get(key)):
+                need(given in (None, value), key, "nothing" if value is None else json.dumps(value), given)
     fields, longest = dict(numbers(raw, NUMBERS)), 131072
 
     rope_type = rope.get("rope_type", rope.get("type"))
     need(rope_type in ("yarn", "default"), f"{rope_key}.rope_type", '"yarn" or "default"', rope_type)
     if rope_type == "yarn":
+        if "max_position_embeddings" in raw:  # transformers 4.55 leaves this one out; every version fills it in so
+            rope = {"original_max_position_embeddings": raw["max_position_embeddings"]} | rope
         fields["rope_scaling"] = scaling = dict(numbers(rope, YARN)) | {"truncate": rope.get("truncate", True)}
         need(isinstance(scaling["truncate"], bool), "truncate", "true or false", scaling["truncate"])
         longest = int(scaling["factor"] * scaling["original_max_position_embeddings"])
@@ -298,6 +296,11 @@ FLOATS = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4"
 STORED = FLOATS | {"U8": np.dtype("u1")}
 ITEM_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "BF16": 16, "F16": 16, "I16": 16,
              "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8}
+WRAPPED = "a name from a training (save the model in the wrapper, not the wrapper)"
+WRONG_NAMES = {  # parts of names that say what went wrong
+    "module.model.": WRAPPED, "_orig_mod.": WRAPPED, "base_model.model.": WRAPPED,
+    ".gate_up_projs.": "an expert apart, as Unsloth trains them (save_pretrained_merged puts them together)",
+}
 MAX_HEADER = 100_000_000  # bytes, as in the safetensors library: a wrong length does not become gigabytes of JSON
 
 
@@ -367,8 +370,8 @@ class Checkpoint:
                 there = os.path.isfile(directory / file)  # (Path.is_file raises where a name is too long)
                 expect(there, CheckpointError, f"{index}: {file}", "this shard beside it", "no such file")
         else:
-            where, files = None, sorted(path.name for path in directory.glob("*.safetensors"))
-            files = [single.name] if single.name in files else files
+            where, files = None, {path.name for path in directory.glob("*.safetensors")} - {"adapter_model.safetensors"}
+            files = [single.name] if single.name in files else sorted(files)
             expect(files, CheckpointError, directory, "a .safetensors file", stranger(directory) or "none")
         self.directory, self.tensors = directory, {}
         for file in files:
@@ -379,14 +382,14 @@ class Checkpoint:
                     self.tensors[name] = (directory / file, *tensor)
         for name, file in (where or {}).items():
             expect(name in self.tensors, CheckpointError, f"{index}: {name}", f"it in {file}", "no such tensor")
+        for name in self.tensors:
+            wrong = next((why for part, why in WRONG_NAMES.items() if part in name), None)
+            expect(wrong is None, CheckpointError, f"{directory}: {name}", "a tensor of gpt-oss", wrong or "")
 
     def view(self, name, dtype, shape):
         """The tensor `name` as a read-only array of `shape`; bf16 as uint16. BF16 stands for any of FLOATS: what is
         published in bf16 comes from a training in float16 or float32 as well."""
-        if name not in self.tensors:
-            wrapped = [key for key in self.tensors if key.endswith(f".{name}") and name.startswith("model.")]
-            found = f"{wrapped[0]}, the name in a training's wrapper" if wrapped else "nothing, missing"
-            raise CheckpointError(f"{self.directory}: {name}: expected this tensor, found {found}")
+        expect(name in self.tensors, CheckpointError, f"{self.directory}: {name}", "this tensor", "nothing, missing")
         file, found_dtype, found_shape, data = self.tensors[name]
         dtypes, expected = (FLOATS, "BF16, F16 or F32") if dtype == "BF16" else ({dtype}, dtype)
         expect(found_dtype in dtypes and found_shape == shape, CheckpointError, f"{file}: {name}",

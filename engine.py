@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 import gptoss
-from checkpoint import expect
+from checkpoint import Adapted, expect
 from gptoss import CHUNK
 
 FORMAT = "gpt-oss prompt, version 1"  # a new one whenever keys and values are computed or stored in another way
@@ -245,11 +245,14 @@ def fingerprint(model):
     and last entries along every axis but the last.
 
     Names and dates of files would change with a copy and could stay with a change; to read all weights would take as
-    long as to read a prompt. Training, also of an adapter, changes a matrix everywhere, so its corners say enough."""
+    long as to read a prompt. Training changes a matrix everywhere, so its corners say enough. Only an adapter, which is
+    small, is taken whole: of an expert that no token came to, all of B is still zero."""
     sum = hashlib.sha256(repr(model.config).encode())
 
     def add(value):
-        if isinstance(value, tuple):  # a Layer, or the two parts of a quantized matrix
+        if isinstance(value, Adapted):
+            sum.update(value.A.tobytes() + value.B.tobytes())
+        if isinstance(value, tuple):  # a Layer, or the parts of a quantized or an adapted matrix
             for part in value:
                 add(part)
             return

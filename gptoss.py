@@ -24,8 +24,8 @@ import numpy as np
 
 from adapter import adapt
 from checkpoint import CheckpointError as CheckpointError, Config as Config  # what `load` raises, and Model.config
-from checkpoint import MXFP4 as MXFP4, Adapted, bf16_to_float32, dequantize as dequantize, expect, expect_number, expert
-from checkpoint import float32_to_bf16, quantize_int8, read_config, read_tensors, to_float32
+from checkpoint import MXFP4, Adapted, Int8, bf16_to_float32, dequantize, dequantize_int8, expect, expect_number
+from checkpoint import float32_to_bf16, part, quantize_int8, read_config, read_tensors
 
 OPERATIONS = ("rms_norm", "linear", "rotate", "store_kv", "attention", "route", "experts")  # in the order of use
 CHUNK = 512  # tokens that go through the layers at once: this bounds the memory that a long prompt takes
@@ -44,13 +44,18 @@ def rms_norm(x, weight, eps):
     return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight
 
 
+def to_float32(weight):
+    """A matrix [M, N] as float32: MXFP4, Int8, bf16, float16 or float32."""
+    return {MXFP4: dequantize, Int8: dequantize_int8}.get(type(weight), bf16_to_float32)(weight)
+
+
 def linear(x, weight, bias=None):
     """x [T, N] @ weight [M, N]^T + bias [M] -> float32 [T, M]; weight in any form that a checkpoint has it in."""
     if isinstance(weight, Adapted):
         return linear(x, weight.weight, bias) + x @ weight.A.T @ weight.B.T
     M = len(weight[0] if isinstance(weight, tuple) else weight)
     parts = [slice(m, m + 8192) for m in range(0, M, 8192)]  # the unembedding in float32 would be 2.3 GB at once
-    y = np.concatenate([x @ to_float32(weight, rows).T for rows in parts], axis=1)
+    y = np.concatenate([x @ to_float32(part(weight, rows)).T for rows in parts], axis=1)
     return y if bias is None else y + bf16_to_float32(bias)
 
 
@@ -136,8 +141,8 @@ def experts(x, chosen, weights, layer, limit):
     y = np.zeros_like(x)
     for e in np.unique(chosen):
         t, slot = np.nonzero(chosen == e)
-        h = swiglu(linear(x[t], expert(layer.gate_up, e), layer.gate_up_bias[e]), limit)  # [tokens of e, F]
-        y[t] += weights[t, slot, None] * linear(h, expert(layer.down, e), layer.down_bias[e])
+        h = swiglu(linear(x[t], part(layer.gate_up, e), layer.gate_up_bias[e]), limit)  # [tokens of e, F]
+        y[t] += weights[t, slot, None] * linear(h, part(layer.down, e), layer.down_bias[e])
     return y
 
 
@@ -267,24 +272,22 @@ def load(path, *, backend="numba", dense_dtype="bfloat16", adapter=None, model=M
     """The model in directory `path`, in either layout, mapped: a weight is read when it is used. Or CheckpointError.
 
     backend: "numpy", the operations above; "numba", their fast twins in kernels.py; or any object with some of the
-    OPERATIONS. dense_dtype: "bfloat16", as the checkpoint has them, or "int8", which quantizes the attention and
-    unembedding weights now: half the bytes to read for each token, but a copy in memory. adapter: the directory of a
-    LoRA adapter as PEFT writes it, which is kept beside the weights (adapter.py). model: a subclass to build."""
+    OPERATIONS. dense_dtype: "int8" quantizes the attention and unembedding weights now: half the bytes to read for each
+    token, but a copy in memory. adapter: the directory of a LoRA adapter (adapter.py). model: a subclass to build."""
     expect(dense_dtype in ("bfloat16", "int8"), ValueError, "dense_dtype", '"bfloat16" or "int8"', repr(dense_dtype))
-    operations = operations_of(backend)
+    operations, dense = operations_of(backend), quantize_int8 if dense_dtype == "int8" else lambda weight: weight
     config, layout = read_config(path)
     top, layers = read_tensors(path, config, layout)  # {field: array}, and such a dict for each layer
-    dense = quantize_int8 if dense_dtype == "int8" else lambda weight: weight
-    for layer in layers:
-        for field, array in layer.items():
+    for tensors in (top, *layers):
+        for field, array in tensors.items():
             if field.endswith(("norm", "bias", "sinks")):
-                layer[field] = np.array(bf16_to_float32(array))  # once, not at each token
-            elif field in ("q_weight", "k_weight", "v_weight", "o_weight"):
-                layer[field] = dense(array)
+                tensors[field] = np.array(bf16_to_float32(array))  # once, not at each token
+            elif field in ("q_weight", "k_weight", "v_weight", "o_weight", "unembedding"):
+                tensors[field] = dense(array)
     if adapter is not None:
         adapt(layers, adapter, config)
-    layers, norm = [Layer(**layer) for layer in layers], np.array(bf16_to_float32(top["norm"]))
-    return model(config, top["embedding"], layers, norm, dense(top["unembedding"]), operations)
+    layers = [Layer(**layer) for layer in layers]
+    return model(config, top["embedding"], layers, top["norm"], top["unembedding"], operations)
 
 
 def operations_of(backend):

@@ -19,7 +19,7 @@ import numpy as np
 from numba import prange
 
 import simd
-from checkpoint import MXFP4, Adapted, Int8, bf16_to_float32, expert
+from checkpoint import MXFP4, Adapted, Int8, bf16_to_float32, part
 from compiled import inline_jit, jit, parallel_jit
 from mxfp4 import AHEAD, multiply_mxfp4, quantize_activations, stream_mxfp4, swiglu_of_two
 from simd import to_float32
@@ -471,6 +471,6 @@ def experts(x, chosen, weights, layer, limit):
     y = np.zeros_like(x)  # unpacked or adapted ones: one after the other, as in gptoss.experts
     for e in np.unique(chosen):
         t, slot = np.nonzero(chosen == e)
-        h = swiglu(linear(x[t], expert(layer.gate_up, e), layer.gate_up_bias[e]), limit)  # [tokens of e, F]
-        y[t] += weights[t, slot, None] * linear(h, expert(layer.down, e), layer.down_bias[e])
+        h = swiglu(linear(x[t], part(layer.gate_up, e), layer.gate_up_bias[e]), limit)  # [tokens of e, F]
+        y[t] += weights[t, slot, None] * linear(h, part(layer.down, e), layer.down_bias[e])
     return y

@@ -48,14 +48,26 @@ def ask(question):
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def load(name, note, confirm=ask):
+def load(name, note, confirm=ask, adapter=None):
     """The model called `name`, its tokenizer and its directory, as find gives it. The model computes with the kernels
-    as soon as they are compiled. Raises ValueError, before anything is compiled, for a model that cannot be used."""
+    as soon as they are compiled. `adapter`: the directory of a LoRA adapter to put on it. Raises ValueError, before
+    anything is compiled, for a model or an adapter that cannot be used."""
     directory = find(name, note, confirm)
-    model = gptoss.load(directory, backend="numpy", model=Changeover)
+    model = gptoss.load(directory, backend="numpy", adapter=at_home(adapter), model=Changeover)
     tokenizer = tokenizers.load(directory)
     prepare(model, directory, note)
     return model, tokenizer, directory
+
+
+def at_home(path):
+    """path, where ~ may stand for the home directory. (A shell leaves it as it is in --adapter=~/mine.)"""
+    return None if path is None else os.path.expanduser(path)
+
+
+def label(name, directory, adapter=None):
+    """What a person calls the model of that name, which is in this directory: 20b, mine, 20b+my-adapter."""
+    name = directory.name if os.path.isdir(name) else name
+    return name if adapter is None else f"{name}+{Path(at_home(adapter)).resolve().name}"
 
 
 # ---- Where the weights are ------------------------------------------------------------------------------------------

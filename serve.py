@@ -17,7 +17,6 @@ import hmac
 import json
 import logging
 import math
-import os
 import socket
 import sys
 import threading
@@ -406,6 +405,7 @@ def parse_arguments(argv):
     add = parser.add_argument
     add("--model", metavar="DIR", default=str(models.NANO), help="a directory with a checkpoint, or a name on Hugging "
         "Face like openai/gpt-oss-20b (default: the small model in nano/)")
+    add("--adapter", metavar="DIR", help="a LoRA adapter for the model, as PEFT saves it")
     add("--host", default="127.0.0.1", help="where to listen (default: 127.0.0.1, this machine alone)")
     add("--port", type=int, default=8000)
     add("--api-key", metavar="KEY", help="what clients must send as a bearer token (default: anything will do)")
@@ -454,10 +454,11 @@ def main(argv=None):
     try:
         family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
         sock = socket.create_server((args.host, args.port), family=family)  # if it is taken, that is said at once
-        model, tokenizer, directory = models.load(args.model, note, models.ask if not args.yes else lambda said: True)
+        agree = models.ask if not args.yes else lambda said: True
+        model, tokenizer, directory = models.load(args.model, note, agree, args.adapter)
         engine = LocalEngine(model, args.caches, args.prompt_cache, note)
         hosts = LOCAL if args.host in LOCAL else None
-        name = directory.name if os.path.isdir(args.model) else args.model
+        name = models.label(args.model, directory, args.adapter)
         service = app(engine, tokenizer, model_name=name, api_key=args.api_key, hosts=hosts,
                       origins=args.cors, builtin=tools(args, tokenizer))
         if hosts is None and not args.api_key:

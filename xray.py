@@ -425,6 +425,7 @@ def parse_arguments(argv):
     add("question", nargs="?", help="what to ask it")
     add("--model", metavar="NAME", default=os.fspath(models.NANO), help="a directory with a checkpoint, or a name on "
         "Hugging Face like openai/gpt-oss-20b (default: the small model in nano/)")
+    add("--adapter", metavar="DIR", help="a LoRA adapter for the model, as PEFT saves it")
     add("--effort", choices=EFFORTS, default="medium", help="how hard to think (default: medium)")
     add("--max-tokens", type=int, metavar="N", help="longest reply")
     add("--date", type=day, help="the day that the model is told, as 2025-08-05 (default: today, as in chat.py)")
@@ -434,23 +435,24 @@ def parse_arguments(argv):
     add("--page", metavar="FILE", help="write a page in which the model itself runs; without a question")
     args = parser.parse_args(argv)
     if args.page is not None:
-        for name, value in ("question", args.question), ("--json", args.json), ("--html", args.html):
-            if value is not None:
+        for name in "question", "--adapter", "--json", "--html":
+            if getattr(args, name.strip("-")) is not None:
                 parser.error(f"--page: expected no {name}, found one; --html writes the page of a run")
     elif not (args.question or "").strip():
         parser.error('expected a question, as in: python xray.py "What is 23 * 41?", found none')
     return args
 
 
-def load(name, note):
+def load(name, note, adapter=None):
     """(a Recorder, its tokenizer, what to call it) of a model, by the names that chat.py has for them."""
     directory = models.find(name, note)
     large = models.weight_bytes(directory) > models.SMALL
-    model = gptoss.load(directory, backend="numba" if large else "numpy", model=Recorder)
+    backend = "numba" if large else "numpy"
+    model = gptoss.load(directory, backend=backend, adapter=models.at_home(adapter), model=Recorder)
     tokenizer = tokenizers.load(directory)
     if large and not compiled.all_compiled(*models.forms(model)):
         models.compile_kernels(lambda state: note(f"The first run compiles the kernels: {state}"), *models.forms(model))
-    return model, tokenizer, directory.name if os.path.isdir(name) else name
+    return model, tokenizer, models.label(name, directory, adapter)
 
 
 def examine(args):
@@ -467,7 +469,7 @@ def examine(args):
     if args.page is not None:
         write(files["page"], page(checkpoint=checkpoint_of(models.find(args.model, note))))
         return
-    model, tokenizer, name = load(args.model, note)
+    model, tokenizer, name = load(args.model, note, args.adapter)
     with errors.status("reading") as status:  # (to a terminal only)
         trace = run(model, tokenizer, args.question, name=name, effort=args.effort, day=args.date,
                     max_tokens=args.max_tokens, progress=lambda tokens: status.update(f"{tokens:,} tokens"))

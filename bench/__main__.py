@@ -33,6 +33,8 @@ def main():
     parser.add_argument("--checkpoint", metavar="DIR", type=Path, default=ROOT / "nano")
     parser.add_argument("--shape", choices=SHAPES, help="measure a random checkpoint of this shape")
     parser.add_argument("--layers", type=int, metavar="N", help="with only its first N layers")
+    parser.add_argument("--experts", choices=("mxfp4", "bfloat16"), default="mxfp4",
+                        help="with --shape: as published, or as a fine-tuning leaves them")
     parser.add_argument("--dense-dtype", choices=("bfloat16", "int8"), default="bfloat16")
     parser.add_argument("--compare", choices=(MAPPED, REPACKED), nargs="+", default=[],
                         help="measure llama.cpp by turns: with its weights mapped as stored, or copied and rearranged")
@@ -44,8 +46,9 @@ def main():
     parser.add_argument("--threads", type=positive, default=available_cores(), metavar="N", help="default: all cores")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     args = parser.parse_args()
-    if args.layers is not None and not args.shape:
-        parser.error("--layers: expected with --shape, found alone")
+    for option, given in (("--layers", args.layers is not None), ("--experts", args.experts != "mxfp4")):
+        if given and not args.shape:
+            parser.error(f"{option}: expected with --shape, found alone")
     if args.threads > (cores := available_cores()):
         parser.error(f"--threads: expected at most {cores}, the cores there are, found {args.threads}")
     if args.compare and not (find_spec("llama_cpp") and find_spec("gguf")):
@@ -55,9 +58,10 @@ def main():
     try:
         if args.shape:
             config = named_config(args.shape, args.layers)
-            path = ROOT / f"random-{args.shape}{f'-{args.layers}-layers' if args.layers else ''}"
+            packed, layers = args.experts == "mxfp4", f"-{args.layers}-layers" if args.layers else ""
+            path = ROOT / f"random-{args.shape}{layers}{'' if packed else '-unpacked'}"
             if not (path / "config.json").exists():
-                write_random(path, config, progress=True)
+                write_random(path, config, packed=packed, progress=True)
         config, _ = read_config(path)
         results = benchmark(path, config, args.dense_dtype, args.compare, args.threads, args.prompt,
                             sorted(args.depth), args.tokens, args.rounds)

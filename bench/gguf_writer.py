@@ -75,6 +75,9 @@ def write_gguf(path, directory, config, dense_dtype):
 
     c, model = config, gptoss.load(directory, backend="numpy")
     expect(c.swiglu_limit == 7, ValueError, f"{directory}: swiglu_limit", "7, all that llama.cpp knows", c.swiglu_limit)
+    published = all(isinstance(weight, MXFP4) for layer in model.layers for weight in (layer.gate_up, layer.down))
+    expect(published and model.embedding.dtype == np.uint16, ValueError, directory, "weights as published, bf16 and "
+           "MXFP4, to write for llama.cpp", "others")
     dense = GGMLQuantizationType.BF16 if dense_dtype == "bfloat16" else GGMLQuantizationType.Q8_0
     tensors = list(gguf_tensors(model, c.num_hidden_layers, dense))
     sizes = [prod(quant_shape_to_byte_shape(shape, kind)) for _, kind, shape, _ in tensors]

@@ -26,7 +26,7 @@ import numpy as np
 
 import gptoss
 from bench.gguf_writer import write_gguf
-from checkpoint import expect, tensor_table
+from checkpoint import MXFP4, expect, read_config, read_tensors, tensor_table
 
 OURS, MAPPED, REPACKED = "gptoss.py", "llama.cpp", "llama.cpp-repacked"
 
@@ -83,10 +83,17 @@ def limits(threads):
             "bytes_per_second": weight.nbytes / seconds(lambda: kernels.stream_rows(x, weight, y), 8)}
 
 
-def work_of_a_token(config, dense_bytes, prompt, depths):
+def bytes_of_weights(path, dense_dtype):
+    """Bytes of a dense weight and of one of an expert, as the model computes with them."""
+    _, (layer, *_) = read_tensors(path, *read_config(path))
+    experts, dense = layer["gate_up"], layer["q_weight"].itemsize if dense_dtype == "bfloat16" else 34 / 32
+    return dense, 17 / 32 if isinstance(experts, MXFP4) else experts.itemsize
+
+
+def work_of_a_token(config, dense_bytes, expert_bytes, prompt, depths):
     """FLOP of a token prefilled, on average over `prompt` (without the unembedding, of one row only); bytes that a
-    token decoded must read, one figure for each depth: active weights, `dense_bytes` for each dense one, keys, values.
-    """
+    token decoded must read, one figure for each depth: active weights, keys, values. dense_bytes, expert_bytes: of a
+    weight there."""
     c, table = config, tensor_table(config, "hf")
     active = c.num_experts_per_tok / c.num_local_experts
     flop = weights = 0
@@ -96,9 +103,11 @@ def work_of_a_token(config, dense_bytes, prompt, depths):
         size = prod(shape) * (active if expert else 1)
         if matrix and field != "unembedding":
             flop += 2 * size * (2 if dtype == "U8" else 1)  # two numbers in a byte
-        if field != "embedding":
-            dense = matrix and not expert and not field.startswith("router")
-            weights += size * (1 if dtype == "U8" else dense_bytes if dense else 2)
+        if field.endswith("blocks"):
+            weights += 2 * size * expert_bytes
+        elif field != "embedding" and not field.endswith("scales"):
+            dense = matrix and not field.startswith("router")
+            weights += size * (dense_bytes if dense else 2 if matrix else 4)  # vectors are float32 from the load on
 
     windows = [c.sliding_window if kind == "sliding_attention" else prompt for kind in c.layer_types]
     seen = sum(w * (1 - (w - 1) / 2 / prompt) for w in (min(w, prompt) for w in windows))  # keys, mean over the prompt
@@ -281,9 +290,10 @@ def benchmark(path, config, dense_dtype, others, threads, prompt, depths, tokens
     """What `python -m bench` prints, as a dict: the medians of `rounds` turns of each program, one after the other."""
     longest, limit = max(prompt, max(depths) + tokens), config.max_position_embeddings
     expect(longest <= limit, ValueError, path, f"at most {limit} tokens, the context", f"{longest}")
-    bf16 = dense_dtype == "bfloat16"
+    weights = bytes_of_weights(path, dense_dtype)
     programs = {OURS: (gptoss_py, path, dense_dtype)}
     if others:
+        expect(weights[1] < 1, ValueError, path, "experts in MXFP4, to compare with llama.cpp", "unpacked ones")
         if config.rope_scaling:  # llama.cpp rounds the bounds of YaRN, so here we do as well
             config = replace(config, rope_scaling=config.rope_scaling | {"truncate": True})
         apart_by = check_same_function(path, config, dense_dtype, others, threads)
@@ -298,7 +308,7 @@ def benchmark(path, config, dense_dtype, others, threads, prompt, depths, tokens
             turns[name].append(turn)
     results, found = {}, {key: median(limit[key] for limit in reached) for key in reached[0]}
     for name in programs:
-        flop, read = work_of_a_token(config, 2 if bf16 else 34 / 32, prompt, depths)
+        flop, read = work_of_a_token(config, *weights, prompt, depths)
         results[name] = figures(turns[name], flop, read, prompt, depths, found)
         if name != OURS:
             results[name]["logits_difference"] = {"first_layers": apart_by[name],

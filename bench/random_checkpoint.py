@@ -98,7 +98,7 @@ def random_rows(rng, field, shape, rows):
     x = rng.standard_normal(n, dtype=np.float32)
     if field.endswith("norm"):
         x = 1 + x / 8
-    elif field.endswith("weight") or field == "unembedding":
+    elif field.endswith("weight") or field in ("unembedding", "gate_up", "down"):
         x /= math.sqrt(shape[1])
     return (x.view(np.uint32) >> 16).astype("<u2").tobytes()
 
@@ -111,13 +111,29 @@ def random_pieces(rng, entry, size):
         yield random_rows(rng, field, shape, min(step, shape[0] - row))
 
 
-def write_random(directory, config, layout="hf", *, seed=0, shards=1, progress=False):
+def unpacked(table):
+    """tensor_table for experts as a training leaves them: bf16 [E, inputs, outputs] in place of blocks and scales."""
+    found = {}
+    for name, (field, layer, dtype, shape) in table.items():
+        if field.endswith("_blocks"):
+            E, M, B, _ = shape
+            found[name.removesuffix("_blocks")] = field.removesuffix("_blocks"), layer, "BF16", (E, 32 * B, M)
+        elif not field.endswith("_scales"):
+            found[name] = field, layer, dtype, shape
+    return found
+
+
+def write_random(directory, config, layout="hf", *, packed=True, seed=0, shards=1, progress=False):
     """Write a random checkpoint in `shards` files, a few MB of it in memory at a time. The same seed gives the same
-    numbers in both layouts. A file has its final name only when it is whole. Raises CheckpointError where the disk is
-    too small, or the layout cannot say what the config is."""
+    numbers in both layouts. packed: experts in MXFP4, else bf16. A file has its final name only when it is whole.
+    Raises CheckpointError where the disk is too small, or the layout cannot say what the config is."""
     directory, described = Path(directory), config_json(config, layout)
     directory.mkdir(parents=True, exist_ok=True)
     table = tensor_table(config, layout)
+    if not packed:
+        expect(layout == "hf", CheckpointError, "original/ layout", "packed experts, all it can have", "others")
+        table = unpacked(table)
+        del described["quantization_config"]
     sizes = {name: bytes_of(dtype, shape) for name, (_, _, dtype, shape) in table.items()}
     total, free = sum(sizes.values()), shutil.disk_usage(directory).free
     expect(total <= free, CheckpointError, directory, f"room for {total / 1e9:.1f} GB", f"{free / 1e9:.1f} GB")

@@ -65,7 +65,7 @@ def broken(mistake):
     home, old, new = sys.modules[function.__module__], inspect.getsource(function), edited(mistake)
     copy = fresh(gptoss, *(old, new) if home is gptoss else ())
     others = fresh(solutions, old, new) if home is solutions else solutions
-    for name in ("bpe", "render", "experts", "quantize", "read_safetensors"):
+    for name in ("bpe", "render", "quantize", "read_safetensors"):
         setattr(copy, name, getattr(others, name))
     if home is checkpoint:  # not a fresh one: its classes must stay the same
         namespace = dict(vars(checkpoint))
@@ -75,11 +75,21 @@ def broken(mistake):
 
 
 def touched(mistake):
-    """The names of the functions that compute something else because of a mistake: the one it is in, and those that
-    call it. In gptoss.py they do so directly."""
-    callers = [name for name in vars(solutions) if inspect.isfunction(getattr(solutions, name))
-               and mistake.function in getattr(solutions, name).__code__.co_names]
-    return {mistake.function, *callers}
+    """The names of the functions that compute something else because of a mistake: the one it is in, those that call
+    it, those that call them, and so on."""
+    functions = {name: value for home in (gptoss, solutions) for name, value in vars(home).items()
+                 if inspect.isfunction(value)}
+    found, new = set(), {mistake.function}
+    while new:
+        found |= new
+        new = {name for name, function in functions.items() if found & names(function.__code__)} - found
+    return found
+
+
+def names(code):
+    """What a function's code names, comprehensions in it included (they have code of their own before Python 3.12)."""
+    inner = [names(constant) for constant in code.co_consts if inspect.iscode(constant)]
+    return set(code.co_names).union(*inner)
 
 
 # ---- Chapters 1 and 2 -----------------------------------------------------------------------------------------------
@@ -293,6 +303,8 @@ STREAM = [
 CHOICE = 'np.argsort(-logits, axis=-1, kind="stable")[:, :K]'
 GATE, UP = "np.minimum(gate_up[..., 0::2], limit)", "np.clip(gate_up[..., 1::2], -limit, limit)"
 TWO_POWER = "E8M0[weight.scales]"
+DOWN_ALONE = "linear(h, part(layer.down, e))"
+DOWN = DOWN_ALONE[:-1] + ", layer.down_bias[e])"
 
 EXPERTS = [
     Mistake("softmax before the choice", "route",
@@ -334,23 +346,22 @@ EXPERTS = [
     Mistake("1 instead of 1.702", "swiglu", [("np.exp(-1.702 * gate)", "np.exp(-gate)")],
             "your gate is gate * sigmoid(gate), as Llama has it; gpt-oss has gate * sigmoid(1.702 gate)"),
 
-    Mistake("experts not weighted", "experts", [("weights[t, slot, None] * (", "(")],
+    Mistake("experts not weighted", "experts", [("weights[t, slot, None] * ", "")],
             "you add up the experts without their weights"),
     Mistake("last expert only", "experts", [("y[t] += ", "y[t] = ")],
             "an expert overwrites what the one before it said of a token; the experts are added up"),
     Mistake("weights of the first slot", "experts", [("weights[t, slot, None]", "weights[t, 0, None]")],
             "you always take a token's first weight; the weight of expert e is in the slot where you found e"),
-    Mistake("biases as bits", "experts", [("bf16_to_float32", "")],
+    Mistake("biases as bits", "experts", [(", layer.gate_up_bias[e])", ") + layer.gate_up_bias[e]"),
+                                          (DOWN, f"({DOWN_ALONE} + layer.down_bias[e])")],
             "you add the bit patterns of the biases; bf16_to_float32 makes numbers of them"),
-    Mistake("down bias as bits", "experts", [("bf16_to_float32(layer.down_bias[e])", "layer.down_bias[e]")],
+    Mistake("down bias as bits", "experts", [(DOWN, f"({DOWN_ALONE} + layer.down_bias[e])")],
             "you add the bit patterns of down_bias; bf16_to_float32 makes numbers of them"),
-    Mistake("bias not weighted", "experts",
-            [("(h @ down.T + bf16_to_float32(layer.down_bias[e]))",
-              "(h @ down.T) + bf16_to_float32(layer.down_bias[e])")],
+    Mistake("bias not weighted", "experts", [(DOWN, f"{DOWN_ALONE} + bf16_to_float32(layer.down_bias[e])")],
             "you add the bias of down after weighting; the weight is that of the expert's whole output"),
-    Mistake("no gate_up bias", "experts", [(" + bf16_to_float32(layer.gate_up_bias[e])", "")],
+    Mistake("no gate_up bias", "experts", [(", layer.gate_up_bias[e])", ")")],
             "you leave out gate_up_bias"),
-    Mistake("no down bias", "experts", [(" + bf16_to_float32(layer.down_bias[e])", "")],
+    Mistake("no down bias", "experts", [(DOWN, DOWN_ALONE)],
             "you leave out down_bias"),
 
     Mistake("nibbles swapped", "dequantize",

@@ -1,8 +1,7 @@
-"""One right answer to each exercise. Those that the project has are imported from it; the other six stand here.
+"""One right answer to each exercise. Those that the project has are imported from it; the other five stand here.
 
 They are written to be read, as short as they can be and still right. The project's own versions of some of them are
-longer, because they also say what is wrong with their input (harmony.render, checkpoint.map_safetensors), or because
-they take more kinds of weights (gptoss.experts).
+longer, because they also say what is wrong with their input: harmony.render, checkpoint.map_safetensors.
 """
 
 import json  # noqa: I001
@@ -13,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import regex
 
-from checkpoint import E2M1, E8M0, MXFP4, bf16_to_float32, dequantize
-from gptoss import attention, filter_logits, rms_norm, rope_frequencies, rotate
+from checkpoint import E2M1, E8M0, MXFP4, dequantize
+from gptoss import attention, experts, filter_logits, rms_norm, rope_frequencies, rotate
 from gptoss import route, softmax, swiglu
 
 # ---- Chapter 1: text to tokens --------------------------------------------------------------------------------------
@@ -82,20 +81,6 @@ def render(messages, tokenizer):
         calls = message.role == "assistant" and message.recipient
         ids += [special["<|call|>"] if calls else special["<|end|>"]]
     return ids + [special["<|start|>"], *tokenizer.encode("assistant")]
-
-
-# ---- Chapter 6: experts ---------------------------------------------------------------------------------------------
-
-def experts(x, chosen, weights, layer, limit):
-    """Mixture of experts: x [T, N] -> [T, N]. Each expert sees the tokens that chose it: up, SwiGLU, down, weighted."""
-    y = np.zeros_like(x)
-    for e in np.unique(chosen):
-        t, slot = np.nonzero(chosen == e)
-        gate_up = dequantize(MXFP4(layer.gate_up.blocks[e], layer.gate_up.scales[e]))  # [2F, N]
-        down = dequantize(MXFP4(layer.down.blocks[e], layer.down.scales[e]))  # [N, F]
-        h = swiglu(x[t] @ gate_up.T + bf16_to_float32(layer.gate_up_bias[e]), limit)  # [tokens of e, F]
-        y[t] += weights[t, slot, None] * (h @ down.T + bf16_to_float32(layer.down_bias[e]))
-    return y
 
 
 # ---- Chapter 7: four bits -------------------------------------------------------------------------------------------

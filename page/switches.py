@@ -24,13 +24,11 @@ from checkpoint import expect_number  # noqa: E402
 from evals import evaluate  # noqa: E402
 from train import tasks  # noqa: E402
 
-MINUS_INFINITY = 0xFF80  # in bf16: e to it is 0
-
 
 class NoSink:
     @staticmethod
     def attention(q, k, v, sinks, window):
-        return gptoss.attention(q, k, v, np.full_like(sinks, MINUS_INFINITY), window)
+        return gptoss.attention(q, k, v, np.full_like(sinks, -np.inf), window)
 
 
 class BestOnly:
@@ -62,7 +60,7 @@ def expert_off(layer, expert):
     class ExpertOff(gptoss.Model):
         def __init__(self, config, embedding, layers, *rest):
             bias = layers[layer].router_bias.copy()
-            bias[expert] = MINUS_INFINITY
+            bias[expert] = -np.inf
             changed = layers[layer]._replace(router_bias=bias)
             super().__init__(config, embedding, [*layers[:layer], changed, *layers[layer + 1 :]], *rest)
 

@@ -10,7 +10,7 @@ import numpy as np
 from exercises.mistakes import END, EXPERTS, MODEL, STREAM, Mistake, sentence
 
 NORMED = "x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight"
-PRODUCT = "np.concatenate([x @ to_float32(weight, rows).T for rows in parts], axis=1)"
+PRODUCT = "np.concatenate([x @ to_float32(part(weight, rows)).T for rows in parts], axis=1)"
 MORE = [  # mistakes for which exercises/ has no function to write
     Mistake("no norm", "rms_norm", [(NORMED, "x")], "you leave out the norm"),
     Mistake("no bias", "linear", [("return y if bias is None else y + bf16_to_float32(bias)", "return y")],

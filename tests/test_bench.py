@@ -82,6 +82,14 @@ def test_gguf_holds_the_same_numbers(layout, written, tmp_path):
                              "BF16" if name.endswith(DENSE) else "F32"), name
 
 
+def test_gguf_of_weights_in_another_form_is_refused(written, tmp_path, monkeypatch):
+    model = gptoss.load(written / "small", backend="numpy")
+    model.layers[1] = model.layers[1]._replace(down=np.zeros((7, 96, 64), np.float16))
+    monkeypatch.setattr(gptoss, "load", lambda *_, **__: model)
+    with pytest.raises(ValueError, match="expected weights as published, bf16 and MXFP4, .* found others"):
+        gguf_writer.write_gguf(tmp_path / "a.gguf", written / "small", SMALL, "bfloat16")
+
+
 def test_gguf_with_dense_weights_in_8_bits(written, tmp_path):
     """Equal but for these weights, which are off by no more than half a step of their block."""
     gguf_writer.write_gguf(tmp_path / "a.gguf", written / "q8", Q8, "int8")
@@ -201,7 +209,7 @@ def test_the_bound_lets_rounding_pass_and_nothing_else(tmp_path, monkeypatch):
         return {"gate_up": MXFP4(layer.gate_up.blocks[:, order], layer.gate_up.scales[:, order])}
 
     def no_sinks(layer):
-        return {"sinks": np.full_like(layer.sinks, 0xC2C8)}  # -100 in bf16
+        return {"sinks": np.full_like(layer.sinks, -100)}
 
     true = logits()
     assert 0.001 < measure.difference(true, logits(rounded=rounded_as_llama_cpp)) < measure.AGREE
@@ -242,18 +250,20 @@ def test_another_function_is_refused(written, monkeypatch):
 
 def test_work_of_a_token():
     """Counted by hand for SMALL: 3 layers; N 96, F 64, Q 60, KV 20, E 7, K 4, V 211, W 5; G 2, D 10, H 6."""
-    flop, read = measure.work_of_a_token(SMALL, 2, 10, [4, 20])
+    flop, read = measure.work_of_a_token(SMALL, 2, 17 / 32, 10, [4, 20])
     attention, router = 96 * (60 + 20 + 20) + 60 * 96, 96 * 7
     experts = 4 * (2 * 64 * 96 + 64 * 96)
     seen = 2 * np.mean(np.minimum(np.arange(1, 11), 5)) + np.mean(np.arange(1, 11))  # two layers slide
     assert flop == pytest.approx(2 * 3 * (attention + router + experts) + 4 * 60 * seen)
     biases = 60 + 20 + 20 + 96 + 7 + 4 * (2 * 64 + 96)
-    layer = 2 * (attention + router + biases + 96 + 96 + 6) + experts * 17 / 32
-    weights = 3 * layer + 2 * (211 * 96 + 96)
+    layer = 2 * (attention + router) + 4 * (biases + 96 + 96 + 6) + experts * 17 / 32
+    weights = 3 * layer + 2 * 211 * 96 + 4 * 96
     cached = 2 * 2 * 2 * 10
     assert read == pytest.approx([weights + cached * (3 * 4), weights + cached * (2 * 5 + 20)])
-    _, [eight] = measure.work_of_a_token(SMALL, 1.125, 10, [4])
+    _, [eight] = measure.work_of_a_token(SMALL, 1.125, 17 / 32, 10, [4])
     assert eight == pytest.approx(read[0] - 0.875 * (3 * attention + 211 * 96))
+    _, [unpacked] = measure.work_of_a_token(SMALL, 2, 2, 10, [4])
+    assert unpacked == pytest.approx(read[0] + (2 - 17 / 32) * 3 * experts)
 
 
 # ---- The command ----------------------------------------------------------------------------------------------------

@@ -103,8 +103,7 @@ MISSING = "found nothing, the key is missing"
 
 
 @pytest.mark.parametrize(("key", "value", "said"), [  # those of YaRN stand in rope_scaling
-    *((key, ABSENT, MISSING) for key in (*checkpoint.SIZES, "num_hidden_layers", "rope_theta", "factor",
-                                         "original_max_position_embeddings")),
+    *((key, ABSENT, MISSING) for key in (*checkpoint.SIZES, "num_hidden_layers", "rope_theta", "factor")),
     *((key, value, f"expected an integer from 1 to 2147483648, found {json.dumps(value)}")
       for key in checkpoint.SIZES for value in ("96", -3)),
     ("hidden_size", 96.0, "found 96.0"),
@@ -593,9 +592,12 @@ def test_published_totals(shape, tensors, size, parameters):
 
 def test_what_yarn_leaves_out_has_defaults(copy):
     directory = copy("hf")
-    short = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 50}
+    short = {"rope_type": "yarn", "factor": 8.0}
     edit_json(directory / "config.json", lambda c: c.update(rope_scaling=short))
     scaling = read_config(directory)[0].rope_scaling
     assert (scaling["beta_fast"], scaling["beta_slow"], scaling["truncate"]) == (32, 1, True)
+    assert scaling["original_max_position_embeddings"] == SMALL.max_position_embeddings
+    edit_json(directory / "config.json", lambda c: c.pop("max_position_embeddings"))
+    refused(directory, "original_max_position_embeddings: expected", MISSING)
     edit_json(directory / "config.json", lambda c: c.update(rope_scaling={"rope_type": "default"}))
     assert read_config(directory)[0].rope_scaling is None

@@ -230,7 +230,12 @@ def test_four_wrong_ones(mine, capsys):
 
 def test_a_right_function_reaches_those_that_call_it(tmp_path, capsys):
     """Experts in one file take dequantize from the project, until that of another file is right."""
-    (tmp_path / "a.py").write_text("from gptoss import *\n" + inspect.getsource(gptoss.experts))
+    unpacked = "dequantize(MXFP4(layer.{0}.blocks[e], layer.{0}.scales[e]))"
+    experts = inspect.getsource(gptoss.experts)
+    for name, x in (("gate_up", "x[t]"), ("down", "h")):
+        experts = experts.replace(f"linear({x}, part(layer.{name}, e), layer.{name}_bias[e])",
+                                  f"({x} @ {unpacked.format(name)}.T + bf16_to_float32(layer.{name}_bias[e]))")
+    (tmp_path / "a.py").write_text("from gptoss import *\n" + experts)
     (tmp_path / "b.py").write_text("from checkpoint import dequantize as right\n\ncalls = []\n\n"
                                    "def dequantize(weight):\n    calls.append(1)\n    return right(weight)\n")
     a, b = check.load(tmp_path / "a.py"), check.load(tmp_path / "b.py")

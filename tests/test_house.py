@@ -114,7 +114,7 @@ def test_no_file_of_the_core_is_longer_than_500_lines():
     assert {path.stem: lines(path.stem) for path in ROOT.glob("*.py") if lines(path.stem) > 500} == {}
 
 
-def test_all_that_gpt_oss_is_fits_into_2650_lines():
+def test_all_that_gpt_oss_is_fits_into_2700_lines():
     """The model, its files, its kernels, its tokens and its messages. What one does with it stands on these."""
     sizes = {name: lines(name) for name in MODEL}
-    assert sum(sizes.values()) <= 2650, sizes
+    assert sum(sizes.values()) <= 2700, sizes

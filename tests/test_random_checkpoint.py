@@ -136,3 +136,13 @@ def test_command_fails_in_one_line(where, tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert caught.value.code == 2 and str(target) in said and said.count("\n") == 1
     assert [path.name for path in tmp_path.rglob("*")] == ["new"]
+
+
+def test_unpacked_experts(tmp_path):
+    """As a training leaves them: bf16, inputs before outputs. The size of the logits is that of packed ones."""
+    write_random(tmp_path, SMALL, packed=False, seed=3)
+    model = gptoss.load(tmp_path, backend="numpy")
+    assert model.layers[1].gate_up.shape == (7, 2 * 64, 96) and model.layers[1].gate_up.dtype == np.uint16
+    assert 0.5 < model([1, 2, 3]).std() < 3
+    with pytest.raises(CheckpointError, match="original/ layout: expected packed experts"):
+        write_random(tmp_path, SMALL, "original", packed=False)

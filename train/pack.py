@@ -30,7 +30,7 @@ import torch
 
 from bench.random_checkpoint import MXFP4_EXPERTS, bytes_of, progress_bar, write_index, write_json, write_safetensors
 from checkpoint import FLOATS, MXFP4, Checkpoint, CheckpointError, dequantize, expect, read_config, read_json
-from checkpoint import read_tensors, to_float32
+from checkpoint import bf16_to_float32, read_tensors
 from train.export import quantize_mxfp4
 
 SHARD = 5_000_000_000  # bytes of tensors in a file at most, unless one matrix has more: as transformers cuts it
@@ -206,7 +206,7 @@ def pack_expert(weight, where, pool):
     step = max(32, SLAB // M // 32 * 32)
 
     def slab(n):
-        x = np.ascontiguousarray(to_float32(weight, slice(n, n + step)).T)  # [M, step]
+        x = np.ascontiguousarray(bf16_to_float32(weight[n : n + step]).T)  # [M, step]
         expect(np.isfinite(x).all(), CheckpointError, where, "finite weights", "inf or nan")
         part = MXFP4(*(tensor.numpy() for tensor in quantize_mxfp4(torch.from_numpy(x))))
         b = slice(n // 32, (n + step) // 32)
