@@ -36,7 +36,7 @@ class DigitSum(tasks.Problem):
 
     def __init__(self, n):
         self.n, self.value, self.key = n, sum(tasks.digits(n)), f"digits {n}"
-        self.answer = f"The digit sum of {n} is {self.value}."
+        self.answer = f"{' + '.join(str(n))} = {self.value}"
 
     def ask(self, rng):
         return rng.choice(ASK).format(self.n)
