@@ -26,6 +26,7 @@ from harmony import BROWSER, EFFORTS, PYTHON, Message, SystemContent
 
 CHANNELS = SystemContent.valid_channels
 PARTS = ("reasoning", "content", "tool_calls")  # of an assistant's message, in the order in which they are said
+THOUGHT = ("reasoning", "reasoning_content", "thinking")  # as ours, DeepSeek's and Hugging Face's programs call it
 LARGEST = 256 * 2**20  # bytes of a file that is read
 
 
@@ -68,9 +69,9 @@ def addressed(name):
 def from_openai(messages, where="messages"):
     """(instructions, history) of a list of JSON objects. Instructions, or None: what system and developer say.
 
-    Takes what other programs write too: texts in parts, "reasoning_content", arguments that are objects, several calls
-    at once. Each call is followed by its result. Keys that it does not know are ignored. Raises ValueError for what it
-    cannot read, a sentence that begins with `where`."""
+    Takes what other programs write too: texts in parts, other names of the thought, arguments that are objects, several
+    calls at once. Each call is followed by its result. Keys that it does not know are ignored. Raises ValueError for
+    what it cannot read, a sentence that begins with `where`."""
     instructions, history, calls = [], [], set()
     results = {}  # of each id in order: some programs use one again in every turn
     for message in _expect(messages, list, where):
@@ -97,7 +98,7 @@ def from_openai(messages, where="messages"):
 
 def _assistant(message, text, calls, results, at):
     """The messages of one JSON object, and the results of its calls. Adds the ids of these to `calls`."""
-    thought = message.get("reasoning") or message.get("reasoning_content")
+    thought = next((message[key] for key in THOUGHT if message.get(key)), None)
     tool_calls = _expect(message.get("tool_calls") or [], list, f"{at}.tool_calls")
     channel = "commentary" if tool_calls or message.get("channel") == "commentary" else "final"
     said = [Message("assistant", _text(thought, f"{at}.reasoning"), channel="analysis")] if thought else []

@@ -750,15 +750,15 @@ def turn(rng, problem, setting, question=None, slips=True):
     return Turn(question, think(problem, setting.effort, rng if slips else None), problem.answer)
 
 
-def conversation(rng, setting):
+def conversation(rng, setting, slips=True):
     """Turns of training problems: mostly one, some two."""
     task = rng.choice(CALCULATED) if setting.calculator and rng.random() < 0.7 else None
     problem = draw(rng, task)
-    turns = [turn(rng, problem, setting)]
+    turns = [turn(rng, problem, setting, slips=slips)]
     if rng.random() < 0.12:
         more = follow_up(rng, problem.value) if rng.random() < 0.6 else None
         question, problem = more or (None, draw(rng))
-        turns.append(turn(rng, problem, setting, question))
+        turns.append(turn(rng, problem, setting, question, slips))
     return turns
 
 
