@@ -188,7 +188,7 @@ def test_what_is_stored_is_what_was_trained(tiny, tokenizer, tmp_path, monkeypat
     monkeypatch.setattr(conversations, "TOKENS", 1200)
     here = part(tmp_path, "run")
     net, _ = finetune.train(here, read(data(tmp_path), tokenizer), tiny, epochs=4)
-    assert losses(here)[-1] < 0.8 * losses(here)[0]
+    assert losses(here)[-1] < 0.95 * losses(here)[0]
     finetune.write(net, None, tiny, here / "model")
     twin = model.load(tiny)
     twin.load_state_dict(export.rounded(net))
