@@ -6,7 +6,7 @@
 
 Beside FILE.jsonl it writes FILE.test.jsonl, with held-out problems only (a hash decides, as in tasks.py). Each line is
 one conversation in the form of OpenAI's Chat Completions. Who learns only new things forgets old ones. So for each new
-conversation there is an old one, of the kind that the small model was trained on (*rehearsal*). --old 0 leaves them
+conversation there are three old ones, as the small model was trained on (*rehearsal*). --old 0 leaves them
 out, to see what is forgotten. Thoughts with planted slips are not among them, because this form of data can't say which
 words are not to be learned.
 """
@@ -147,7 +147,7 @@ def old(rng, new):
             return conversation(setting.effort, turns, setting.instructions, setting.calculator)
 
 
-def write(name, path, new=4000, rehearsed=4000, test=300):
+def write(name, path, new=4000, rehearsed=12000, test=300):
     """Writes both files, each whole or not at all. The same numbers give the same files."""
     rng, make = random.Random(name), EXAMPLES[name]
     bodies = [make(rng, "train") for _ in range(new)] + [old(rng, make) for _ in range(rehearsed)]
@@ -162,8 +162,8 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m train.examples", description="Write data for train.finetune.")
     parser.add_argument("name", choices=EXAMPLES)
     parser.add_argument("--out", required=True, type=Path, metavar="FILE.jsonl")
-    parser.add_argument("--new", type=int, default=4000, help="new conversations (default: 4000)")
-    parser.add_argument("--old", type=int, default=4000, help="old conversations, so that nothing is forgotten")
+    parser.add_argument("--new", type=int, default=4000, help="new conversations (4000)")
+    parser.add_argument("--old", type=int, default=12000, help="old conversations, so that nothing is forgotten (12000)")
     args = parser.parse_args()
     try:
         for name, value, least in ("--new", args.new, 1), ("--old", args.old, 0):

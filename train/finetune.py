@@ -42,7 +42,7 @@ from train.conversations import batches, read, show, tensors, write_tokens
 from train.model import load
 
 ROOT = Path(__file__).resolve().parent.parent
-MUON_LR, ADAM_LR, LORA_LR, WARM_UP = 0.004, 6e-4, 4e-3, 20
+MUON_LR, ADAM_LR, LORA_LR, WARM_UP = 0.004, 6e-4, 6e-3, 20
 
 
 def train(part, found, base, low_rank=False, epochs=1, length=640, seed=0, rounding=True, save_every=20,
