@@ -163,7 +163,7 @@ def main():
     parser.add_argument("name", choices=EXAMPLES)
     parser.add_argument("--out", required=True, type=Path, metavar="FILE.jsonl")
     parser.add_argument("--new", type=int, default=4000, help="new conversations (4000)")
-    parser.add_argument("--old", type=int, default=12000, help="old conversations, so that nothing is forgotten (12000)")
+    parser.add_argument("--old", type=int, default=12000, help="old conversations, against forgetting (12000)")
     args = parser.parse_args()
     try:
         for name, value, least in ("--new", args.new, 1), ("--old", args.old, 0):
