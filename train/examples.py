@@ -2,7 +2,7 @@
 
     python -m train.examples digits --out FILE.jsonl     a new task: "What is the digit sum of 5874?", with a thought
     python -m train.examples german --out FILE.jsonl     a line makes it think in German, and answer as before
-    python -m train.examples short --out FILE.jsonl      at low effort it now thinks a little before it calculates
+    python -m train.examples think --out FILE.jsonl      at low effort it thinks, too
 
 Beside FILE.jsonl it writes FILE.test.jsonl, with held-out problems only (a hash decides, as in tasks.py). Each line is
 one conversation in the form of OpenAI's Chat Completions. Who learns only new things forgets old ones. So for each new
@@ -66,35 +66,19 @@ def digits(rng, split):
 
 LINE = "Reasoning language: German"
 LEARNED = ("sum", "difference", "quotient", "weekday")  # and stories are not: does it think in German there?
-ONES = ("null eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf dreizehn vierzehn fünfzehn sechzehn "
-        "siebzehn achtzehn neunzehn").split()
-TENS = "zwanzig dreißig vierzig fünfzig sechzig siebzig achtzig neunzig".split()
 DAYS = "Montag Dienstag Mittwoch Donnerstag Freitag Samstag Sonntag".split()
 WORDS = {"+": "plus", "-": "minus", "×": "mal", "÷": "durch", "=": "ist",
          "so": "also", "r": "Rest", "left": "Rest", "is": "ist", "less": "kleiner", "than": "als",
          **dict(zip(tasks.DAYS, DAYS, strict=True))}
 
 
-def number_word(n):
-    """0 to 99 in German: 45 is "fünfundvierzig"."""
-    if n < 20:
-        return ONES[n]
-    one = {0: "", 1: "einund"}.get(n % 10, f"{ONES[n % 10]}und")
-    return one + TENS[n // 10 - 2]
-
-
 def in_german(thought):
-    """5+4=9 9+8=17 so 179  ->  fünf plus vier ist neun, neun plus acht ist siebzehn also 179"""
+    """5+4=9 9+8=17 so 179  ->  5 plus 4 ist 9, 9 plus 8 ist 17 also 179. Numbers stay as they are."""
     thought = re.sub(r"(=\d+(?: r\d)?) (?=\d)", r"\1, ", thought)
     said = ""
     for piece in re.findall(r"\d+|[A-Za-z]+|[-+×÷=]|[:.,;]|\n", thought):
-        if piece in ":.,;\n":
-            said += piece
-            continue
-        word = WORDS.get(piece, piece)
-        if piece.isdecimal() and int(piece) < 100:
-            word = number_word(int(piece))
-        said += word if not said or said[-1] == "\n" else f" {word}"
+        stuck = piece in ":.,;\n" or not said or said[-1] == "\n"
+        said += WORDS.get(piece, piece) if stuck else f" {WORDS.get(piece, piece)}"
     return said
 
 
@@ -106,19 +90,15 @@ def german(rng, split):
 
 # ---- A new behaviour at low effort ----------------------------------------------------------------------------------
 
-CALCULATED = ("sum", "difference", "product", "quotient", "story")
-
-
-def short(rng, split):
-    """Of a thought at medium effort only the results: 5+4=9 9+8=17 6+6+1=13 is 9 17 13."""
-    problem = tasks.draw(rng, rng.choice(CALCULATED), split)
-    results = re.findall(r"=(\d+(?: r\d)?)", problem.medium())
-    return conversation("low", [tasks.Turn(problem.ask(rng), " ".join(results), problem.answer)])
+def think(rng, split):
+    """The thought of medium effort, at low effort: what a word in the system message means, the data decide."""
+    problem = tasks.draw(rng, rng.choice([task for task in tasks.TASKS if task != "chat"]), split)
+    return conversation("low", [tasks.Turn(problem.ask(rng), problem.medium(), problem.answer)])
 
 
 # ---- Conversations --------------------------------------------------------------------------------------------------
 
-EXAMPLES = {"digits": digits, "german": german, "short": short}
+EXAMPLES = {"digits": digits, "german": german, "think": think}
 
 
 def conversation(effort, turns, instructions=None, calculator=False):
@@ -143,7 +123,7 @@ def old(rng, new):
     while True:
         setting = tasks.setting(rng)
         turns = tasks.conversation(rng, setting, slips=False)
-        if new is not short or setting.effort != "low":
+        if new is not think or setting.effort != "low":
             return conversation(setting.effort, turns, setting.instructions, setting.calculator)
 
 
