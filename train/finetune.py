@@ -161,7 +161,8 @@ def questions(tests, tokenizer, old):
 def measure(asked, model, adapter=None):
     """{group: (questions, right answers, right thoughts, tokens of thought)}, greedily, by a process on each core."""
     found = {question.group: [0, 0, 0, 0] for question in asked}
-    with ProcessPoolExecutor(os.cpu_count(), initializer=evaluate.begin, initargs=(model, "numba", adapter)) as pool:
+    fresh = torch.multiprocessing.get_context("spawn")  # a fork would not have the threads of Numba and PyTorch
+    with ProcessPoolExecutor(os.cpu_count(), fresh, evaluate.begin, (model, "numba", adapter)) as pool:
         try:
             for question, result in zip(asked, pool.map(partial(evaluate.job, ask), asked, chunksize=8), strict=True):
                 found[question.group] = [a + b for a, b in zip(found[question.group], (1, *result), strict=True)]
