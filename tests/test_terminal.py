@@ -224,7 +224,9 @@ def test_what_was_started_ends_with_the_chat(person, serve, script, number):
     one = person("--server", answering(serve, script, call).url, "--model", "nano", "--python", "--yes")
     one.types("Go\r")
     one.sees("python is running")
-    before = children(one.child.pid)
+    deadline = time.monotonic() + 10
+    while not (before := children(one.child.pid)) and time.monotonic() < deadline:  # it is said just before it starts
+        time.sleep(0.01)
     assert before
     os.kill(one.child.pid, number)
     one.leaves(-9 if number == signal.SIGKILL else 128 + number)
