@@ -464,9 +464,10 @@ def swiglu(gate_up, limit):
 
 def experts(x, chosen, weights, layer, limit):
     """Mixture of experts: x [T, N] -> [T, N]; chosen, weights [T, K]. See gptoss.experts."""
-    limit, biases = np.float32(limit), [bf16_to_float32(bias) for bias in (layer.gate_up_bias, layer.down_bias)]
+    limit = np.float32(limit)
     if isinstance(layer.gate_up, MXFP4) and isinstance(layer.down, MXFP4):
-        gate_up, down = (*layer.gate_up, biases[0]), (*layer.down, biases[1])
+        gate_up = *layer.gate_up, bf16_to_float32(layer.gate_up_bias)
+        down = *layer.down, bf16_to_float32(layer.down_bias)
         return moe(numba.get_num_threads(), FEW_MXFP4, x, chosen, weights, *gate_up, *down, limit)
     y = np.zeros_like(x)  # unpacked or adapted ones: one after the other, as in gptoss.experts
     for e in np.unique(chosen):

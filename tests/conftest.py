@@ -78,3 +78,14 @@ def serve():
     for server in servers:
         server.shutdown()
         server.server_close()
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """PyTorch sums in one order then: a resumed training can be compared to the last digit."""
+    import torch  # here, so that the tests that need no PyTorch do not wait for it
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

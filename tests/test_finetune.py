@@ -38,12 +38,7 @@ CALLED = {"tools": TOOLS, "messages": [
     {"role": "tool", "tool_call_id": "c1", "content": "42"}, {"role": "assistant", "content": "6 × 7 = 42"}]}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums in one order: a resumed run can be compared to the last digit
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def found(body, tokenizer):

@@ -29,12 +29,7 @@ TINY = {"hidden_size": 64, "num_hidden_layers": 2, "head_dim": 16, "num_local_ex
         "sliding_window": 16}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)        # sums in one order: a resumed run can be compared to the last digit
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # ---- The data ------------------------------------------------------------------------------------------------------

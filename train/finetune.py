@@ -45,7 +45,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MUON_LR, ADAM_LR, LORA_LR, WARM_UP = 0.004, 6e-4, 6e-3, 20
 
 
-def train(part, found, base, low_rank=False, epochs=1, length=640, seed=0, rounding=True, save_every=20,
+def train(part, found, base, low_rank=False, epochs=1, length=640, seed=0, save_every=20,
           stop_after=None, worker=0, workers=1):
     """Trains the model in `base`, resuming from part/state.pt if there is one. Returns what `write` takes.
 
@@ -58,7 +58,7 @@ def train(part, found, base, low_rank=False, epochs=1, length=640, seed=0, round
         optims = [torch.optim.AdamW(learned, lr=LORA_LR, betas=(0.9, 0.98), weight_decay=0.0)]
     else:
         learned, optims = list(net.parameters()), pretrain.optimizers(net)
-    stored = copy.deepcopy(net) if rounding and not low_rank else net  # computes with weights as they will be stored
+    stored = net if low_rank else copy.deepcopy(net)  # computes with weights as they will be stored
     plan = [batch for epoch in range(epochs) for batch in batches(found, random.Random(f"{seed} {epoch}"), length)]
     first, log, saved, losses = 0, part / "log.jsonl", part / "state.pt", []
     if saved.exists():
@@ -208,7 +208,6 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="processes, one for each core (default: 2)")
     parser.add_argument("--each", type=int, default=100, help="old problems of each task and effort (default: 100)")
-    parser.add_argument("--plain", action="store_true", help="round the weights only at the end, to see what it costs")
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--out", type=Path, metavar="DIR", help="what is trained; a new directory")
     target.add_argument("--tokens", type=Path, metavar="FILE", help="write ids and labels, and train nothing")
@@ -250,7 +249,7 @@ def run(args):
     part = args.out.with_name(args.out.name + ".part")
     part.mkdir(parents=True, exist_ok=True)
     options = {"base": args.model, "low_rank": args.lora, "epochs": args.epochs, "length": args.length,
-               "seed": args.seed, "rounding": not args.plain}
+               "seed": args.seed}
     digest = hashlib.sha256(repr([example.tokens for example in fits]).encode()).hexdigest()
     about = {name: str(value) for name, value in options.items()} | {"workers": str(args.workers), "data": digest}
     begun = part / "run.json"
