@@ -43,12 +43,6 @@ def clean(text):
     return "".join(c for c in text if c.isprintable() or c in "\n\t")
 
 
-def sentence(error):
-    """What an error says; one of the operating system as FILE: WHAT, without its number."""
-    strerror, file = getattr(error, "strerror", None), getattr(error, "filename", None)
-    return ": ".join(str(part) for part in (file, strerror) if part is not None) if strerror else str(error)
-
-
 def revealed(text):
     """text with escapes for what `clean` leaves out. For what is shown to be approved: nothing may hide in it."""
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)

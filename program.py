@@ -1,0 +1,166 @@
+"""How a program of this project begins and ends, whatever surrounds it.
+
+    if __name__ == "__main__":          at the top of a program, before all that takes time to import
+        import program
+
+        program.begin()
+
+    @program.ends("chat.py")            and at its end
+    def main(): ...
+
+Only a mistake in this project ends a program with a traceback. Its exit status is
+
+    0         it has done what it was asked to; or whoever read its output has left, and has read enough
+    2         it cannot: one line on standard error says why
+    128 + n   signal n has ended it: 130 is Ctrl-C, 143 a polite kill, 129 a terminal that was closed
+
+This file imports little, because nothing protects a program before `begin`.
+"""
+
+import io
+import os
+import signal
+import sys
+from functools import wraps
+
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+LEAST, MOST = 10, 9999  # columns or lines of a terminal that something can be shown in
+LONGEST = 1000  # characters of a complaint
+begun = set()  # the signals that `begin` has found unheeded
+
+
+class Output(io.FileIO):
+    """Standard output or standard error. What cannot be written to standard output ends the program, wherever it is.
+    What cannot be written to standard error is nothing that anybody could be told."""
+
+    lost = None  # the error by which it came to its end; then nothing is written any more
+
+    def write(self, data):
+        if self.lost is None:
+            try:
+                return super().write(data)
+            except OSError as error:
+                self.lost = error
+                if self.fileno() == 1:
+                    raise Unwritable(error) from None
+        return len(data)
+
+
+class Unwritable(BaseException):
+    """Nobody can read what the program says. It is no OSError, which would be a file's, and is met on the way."""
+
+
+def begin():
+    """Makes the surroundings what programs expect, and lets a signal end this one without a word."""
+    for name in SIGNALS:
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):  # `nohup` ignores it
+            begun.add(number)
+    heed(at_once)
+    sys.excepthook = unfinished
+    while (number := os.open(os.devnull, os.O_RDONLY)) < 3:  # it was closed, and the next file would take its place
+        os.set_inheritable(number, True)
+    os.close(number)
+    sys.stdin = sys.stdin or open(0)
+    sys.stdin.reconfigure(errors="surrogateescape")
+    for name, number in ("stdout", 1), ("stderr", 2):
+        stream = getattr(sys, name) or open(number, "w", closefd=False)
+        if os.name == "posix":  # Windows writes to its terminals in another way
+            buffer, lines = io.BufferedWriter(Output(number, "w", closefd=False)), number == 2 or stream.isatty()
+            stream = io.TextIOWrapper(buffer, stream.encoding, line_buffering=lines)
+        stream.reconfigure(errors="replace")
+        setattr(sys, name, stream)
+    for name in "COLUMNS", "LINES":  # else the terminal is asked
+        value = os.environ.get(name, "")
+        if not (value.isascii() and value.isdecimal() and len(value) < 9 and LEAST <= int(value) <= MOST):
+            os.environ.pop(name, None)
+
+
+def heed(handler):
+    for number in begun:
+        signal.signal(number, handler)
+
+
+def at_once(number, frame):
+    """While nothing has begun, and when all has ended: there is nothing to be put in order."""
+    os._exit(128 + number)
+
+
+def in_order(number, frame):
+    """Meanwhile: what has begun is ended by its own `finally`."""
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(128 + number)
+
+
+def unfinished(kind, error, trace):
+    """What ends a program while it is imported: packages that are not there, or that the memory is too small for."""
+    if not isinstance(error, (ImportError, OSError, MemoryError)):
+        return sys.__excepthook__(kind, error, trace)
+    while error.__cause__ or error.__context__:  # a package says what to do about it, on many lines
+        error = error.__cause__ or error.__context__
+    complain(os.path.basename(sys.argv[0]), error)
+    os._exit(2)
+
+
+def ends(name, unread=0):
+    """For the main function of the program `name`, which returns its exit status, or None for 0. What ends it otherwise
+    becomes one, too. `unread`: the status where the reader of the output has left."""
+    def decorate(main):
+        @wraps(main)
+        def run(*arguments):
+            try:
+                try:
+                    heed(in_order)
+                    return main(*arguments)
+                finally:
+                    heed(at_once)
+                    sys.stdout.flush()
+            except KeyboardInterrupt:
+                sys.exit(128 + signal.SIGINT)
+            except Unwritable as error:
+                error = error.args[0]
+                if isinstance(error, BrokenPipeError):
+                    sys.exit(unread)
+                complain(name, f"standard output: {error.strerror}")
+            except (ValueError, OSError, ImportError, MemoryError) as error:
+                complain(name, error)
+            sys.exit(2)
+
+        return run
+
+    return decorate
+
+
+def parser(name, description):
+    """An argparse.ArgumentParser for the program `name` that complains in one line."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message):
+            self.exit(2, f"{name}: {one_line(message)}\n")
+
+    return Parser(name, description=description)
+
+
+# ---- What a person is told ------------------------------------------------------------------------------------------
+
+def complain(name, error):
+    print(f"{name}: {one_line(sentence(error))}", file=sys.stderr)
+
+
+def sentence(error):
+    """What an error says; one of the operating system as FILE: WHAT, without its number."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"expected its packages (pip install {error.name.partition('.')[0]}), found no {error.name}"
+    if isinstance(error, MemoryError):
+        return f"expected more memory, found no more of it ({error})" if str(error) else "the memory is full"
+    strerror, file = getattr(error, "strerror", None), getattr(error, "filename", None)
+    return ": ".join(str(part) for part in (file, strerror) if part is not None) if strerror else str(error)
+
+
+def one_line(text):
+    """text without line breaks, with escapes for what would move a terminal's cursor, and not too long."""
+    text = " ".join(text.split())
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
