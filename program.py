@@ -25,7 +25,9 @@ from functools import wraps
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 LEAST, MOST = 10, 9999  # columns or lines of a terminal that something can be shown in
+MEMORY = 512 * 2**20  # bytes of addresses with which the kernels can be compiled; with less, libraries abort
 LONGEST = 1000  # characters of a complaint
+NAME = os.path.basename(sys.argv[0]).replace("__main__.py", os.path.basename(os.path.dirname(sys.argv[0])))
 begun = set()  # the signals that `begin` has found unheeded
 
 
@@ -74,6 +76,19 @@ def begin():
         value = os.environ.get(name, "")
         if not (value.isascii() and value.isdecimal() and len(value) < 9 and LEAST <= int(value) <= MOST):
             os.environ.pop(name, None)
+    with_memory()
+
+
+def with_memory():
+    """Refuses to begin where `ulimit -v` leaves so little that a library would end this program without a word."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if 0 <= limit < MEMORY:
+        complain(NAME, f"expected at least {MEMORY >> 20} MB of memory (ulimit -v), found {limit >> 20}")
+        os._exit(2)
 
 
 def heed(handler):
@@ -99,7 +114,7 @@ def unfinished(kind, error, trace):
         return sys.__excepthook__(kind, error, trace)
     while error.__cause__ or error.__context__:  # a package says what to do about it, on many lines
         error = error.__cause__ or error.__context__
-    complain(os.path.basename(sys.argv[0]), error)
+    complain(NAME, error)
     os._exit(2)
 
 
