@@ -21,6 +21,7 @@ import io
 import os
 import signal
 import sys
+import warnings
 from functools import wraps
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
@@ -31,21 +32,26 @@ NAME = os.path.basename(sys.argv[0]).replace("__main__.py", os.path.basename(os.
 begun = set()  # the signals that `begin` has found unheeded
 
 
-class Output(io.FileIO):
+class Output(io.TextIOWrapper):
     """Standard output or standard error. What cannot be written to standard output ends the program, wherever it is.
     What cannot be written to standard error is nothing that anybody could be told."""
 
-    lost = None  # the error by which it came to its end; then nothing is written any more
+    lost = False  # whether it has come to its end; then nothing is written any more
 
-    def write(self, data):
-        if self.lost is None:
+    def write(self, text):
+        return self._unless_lost(super().write, text)
+
+    def flush(self):
+        return self._unless_lost(super().flush)
+
+    def _unless_lost(self, action, *arguments):
+        if not self.lost:
             try:
-                return super().write(data)
+                return action(*arguments)
             except OSError as error:
-                self.lost = error
+                self.lost = True
                 if self.fileno() == 1:
                     raise Unwritable(error) from None
-        return len(data)
 
 
 class Unwritable(BaseException):
@@ -66,12 +72,10 @@ def begin():
     sys.stdin = sys.stdin or open(0)
     sys.stdin.reconfigure(errors="surrogateescape")
     for name, number in ("stdout", 1), ("stderr", 2):
-        stream = getattr(sys, name) or open(number, "w", closefd=False)
-        if os.name == "posix":  # Windows writes to its terminals in another way
-            buffer, lines = io.BufferedWriter(Output(number, "w", closefd=False)), number == 2 or stream.isatty()
-            stream = io.TextIOWrapper(buffer, stream.encoding, line_buffering=lines)
-        stream.reconfigure(errors="replace")
-        setattr(sys, name, stream)
+        stream = getattr(sys, name)
+        buffer = stream.buffer if stream else open(number, "wb", closefd=False)
+        setattr(sys, name, Output(buffer, stream and stream.encoding, "replace",
+                                  line_buffering=number == 2 or os.isatty(number)))
     for name in "COLUMNS", "LINES":  # else the terminal is asked
         value = os.environ.get(name, "")
         if not (value.isascii() and value.isdecimal() and len(value) < 9 and LEAST <= int(value) <= MOST):
@@ -130,6 +134,7 @@ def ends(name, unread=0):
                     return main(*arguments)
                 finally:
                     heed(at_once)
+                    warnings.simplefilter("ignore")  # of what is left half done
                     sys.stdout.flush()
             except KeyboardInterrupt:
                 sys.exit(128 + signal.SIGINT)
