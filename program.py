@@ -106,7 +106,15 @@ def at_once(number, frame):
 
 
 def in_order(number, frame):
-    """Meanwhile: what has begun is ended by its own `finally`."""
+    """Meanwhile: what has begun is ended by its own `finally`. But LLVM calls functions of Python, in which an exception
+    would be lost. The signal comes again when they have returned."""
+    while frame:
+        if frame.f_globals.get("__name__", "").startswith("llvmlite"):
+            import threading
+
+            threading.Timer(0.02, signal.raise_signal, [number]).start()
+            return
+        frame = frame.f_back
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     sys.exit(128 + number)

@@ -174,6 +174,14 @@ def test_ctrl_c_at_any_moment(command, times, seconds, tmp_path):
         assert child.returncode == 130 or "serve.py" not in command
 
 
+def test_ctrl_c_is_not_lost_where_llvm_calls_python():
+    """An exception in a callback of ctypes is printed, and forgotten."""
+    code = ("import program, ctypes, signal, time; program.begin()\n@program.ends('x')\ndef main():\n"
+            "  back = ctypes.CFUNCTYPE(None)(eval('lambda: signal.raise_signal(signal.SIGINT)', globals() | "
+            "{'__name__': 'llvmlite.x'}))\n  back()\n  print('on', flush=True)\n  time.sleep(60)\nmain()")
+    assert run("-c", code) == (130, "on\n", "")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_other_signals_end_a_program_in_order(number):
     """While it imports, and later. What `nohup` has made ignored stays so."""
@@ -203,7 +211,7 @@ def test_ctrl_c_loses_nothing_of_a_conversation(tmp_path):
         child.send_signal(signal.SIGINT)
         json.loads(file.read_text())
     time.sleep(1)
-    out, said = child.communicate(f"/reset\n{QUESTION}\n/save {file}\n", timeout=120)
+    out, said = child.communicate(f"/reset\n{QUESTION}\n/save {file}\n", timeout=600)
     assert child.returncode == 0 and "Traceback" not in said
     assert json.loads(file.read_text())["messages"][-1]["content"] == ANSWER.strip()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
