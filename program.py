@@ -106,8 +106,9 @@ def at_once(number, frame):
 
 
 def in_order(number, frame):
-    """Meanwhile: what has begun is ended by its own `finally`. But LLVM calls functions of Python, in which an exception
-    would be lost. The signal comes again when they have returned."""
+    """Meanwhile: what has begun is ended by its own `finally`. But LLVM calls functions of Python, in which an
+    exception would be lost. The signal comes again when they have returned."""
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited")  # by now that is nobody's mistake
     while frame:
         if frame.f_globals.get("__name__", "").startswith("llvmlite"):
             import threading
@@ -142,7 +143,6 @@ def ends(name, unread=0):
                     return main(*arguments)
                 finally:
                     heed(at_once)
-                    warnings.simplefilter("ignore")  # of what is left half done
                     sys.stdout.flush()
             except KeyboardInterrupt:
                 sys.exit(128 + signal.SIGINT)
