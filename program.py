@@ -21,6 +21,7 @@ import io
 import os
 import signal
 import sys
+import threading
 import warnings
 from functools import wraps
 
@@ -111,14 +112,20 @@ def in_order(number, frame):
     warnings.filterwarnings("ignore", "coroutine .* was never awaited")  # by now that is nobody's mistake
     while frame:
         if frame.f_globals.get("__name__", "").startswith("llvmlite"):
-            import threading
-
-            threading.Timer(0.02, signal.raise_signal, [number]).start()
+            threading.Timer(0.02, deliver, [number]).start()
             return
         frame = frame.f_back
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     sys.exit(128 + number)
+
+
+def deliver(number):
+    """A signal for the main thread, from another one."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident, number)  # so that it leaves a system call, too
+    else:
+        signal.raise_signal(number)
 
 
 def unfinished(kind, error, trace):

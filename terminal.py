@@ -30,6 +30,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from models import ask
+from program import deliver
 
 STYLES = {"analysis": "dim", "commentary": "cyan", "call": "magenta", "result": "dim", "final": "bold",
           "note": "yellow", "raw": ""}
@@ -220,7 +221,7 @@ class Terminal(Screen):
         def _(event):
             if self.busy:
                 self.lines.queue.clear()  # what was to come after it is not asked either
-                interrupt()
+                deliver(signal.SIGINT)
             elif event.current_buffer.text:
                 event.current_buffer.reset()
                 self.emptied()
@@ -232,7 +233,7 @@ class Terminal(Screen):
             self.lines.queue.clear()
             self.lines.put(None)
             if self.busy:
-                interrupt()
+                deliver(signal.SIGINT)
 
         return keys
 
@@ -337,14 +338,6 @@ class Terminal(Screen):
         finally:
             self.question = ""
             self.put("".join(begun))
-
-
-def interrupt():
-    """Ctrl-C for the main thread, from another one."""
-    if hasattr(signal, "pthread_kill"):
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # so that it leaves a system call, too
-    else:
-        signal.raise_signal(signal.SIGINT)
 
 
 def completer(words):
