@@ -5,12 +5,16 @@ What is said, and to whom, is conversation.py's; how it looks, terminal.py's. Th
 options, and the commands that begin with a slash. A command is a method `do_...` of Chat. Its docstring is its help.
 """
 
+if __name__ == "__main__":
+    import program
+
+    program.begin()
+
 import argparse
 import json
 import math
 import os
 import re
-import signal
 import stat
 import sys
 from contextlib import ExitStack, closing, suppress
@@ -18,13 +22,15 @@ from functools import partial
 from pathlib import Path
 
 import models
+import program
 import tokenizer as tokenizers
 import transcript
 from checkpoint import expect_number
 from conversation import Conversation, LocalEngine
-from harmony import EFFORTS
+from harmony import BROWSER, EFFORTS
+from program import sentence
 from remote import EngineError, RemoteEngine
-from terminal import Screen, Terminal, cited, clean, raw, sentence
+from terminal import Screen, Terminal, cited, clean, raw
 
 STATE = Path(os.environ.get("XDG_STATE_HOME", ""))  # where what was typed is kept
 STATE = (STATE if STATE.is_absolute() else Path("~/.local/state").expanduser()) / "gpt-oss"
@@ -88,9 +94,7 @@ class Chat:
                 self.screen.note(f"{error}{too_long}")
             except EngineError as error:
                 self.screen.note(f"{error}; /retry asks again")
-            except BrokenPipeError:
-                raise
-            except OSError as error:
+            except (OSError, MemoryError) as error:
                 self.screen.note(sentence(error))
             finally:
                 self.screen.busy = False
@@ -319,11 +323,6 @@ def choice(value, choices, where, default=None):
 
 # ---- The command ----------------------------------------------------------------------------------------------------
 
-class Arguments(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, f"chat.py: {message}\n")
-
-
 def number(kind, low, high, error=ValueError):
     """A function that reads an int or a float from low to high. Raises `error`, in a sentence about `where`."""
     def parse(text, where=""):
@@ -340,7 +339,7 @@ def option(name):  # argparse does not pass on what a ValueError says
 
 
 def parse_arguments(argv):
-    parser = Arguments(description="Chat with a gpt-oss model.")
+    parser = program.parser("chat.py", "Chat with a gpt-oss model.")
     add = parser.add_argument
     add("--model", metavar="NAME", help="a directory with a checkpoint, or a name on Hugging Face like "
         "openai/gpt-oss-20b (default: the small model in nano/)")
@@ -388,35 +387,18 @@ def temperature_of(engine):
     return float(not isinstance(engine, LocalEngine) or engine.model.config.do_sample)
 
 
+@program.ends("chat.py")
 def main(argv=None):
     args = parse_arguments(argv)
-    for name in ("stdin", "stdout", "stderr"):
-        if getattr(sys, name) is None:  # it was closed when the program began
-            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        stream.reconfigure(errors="surrogateescape" if stream is sys.stdin else "replace")
-    for name in ("SIGTERM", "SIGHUP"):  # then what it has started ends too, and the terminal is left as it was
-        if hasattr(signal, name):  # Windows has no SIGHUP
-            signal.signal(getattr(signal, name), lambda number, frame: sys.exit(128 + number))
-    screen = Screen()
-    try:
-        with ExitStack() as stack:
-            run(args, screen, stack)
-    except (ValueError, OSError) as error:
-        if isinstance(error, BrokenPipeError):
-            sys.stderr.close()  # whoever read our output has left; Python would complain that it cannot write the rest
-            return 0
-        print(f"chat.py: {clean(sentence(error))}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    with ExitStack() as stack:
+        run(args, Screen(), stack)
 
 
 def run(args, screen, stack):
     """Opens what the options name, and talks. What is to be closed at the end goes on the stack."""
     instructions, effort, history = transcript.load(args.load) if args.load else (None, None, [])
     schema = read_schema(args.schema) if args.schema else None  # what is wrong is said before a model is loaded
+    tools = open_tools(args, stack, lambda *asked: args.yes or chat.screen.confirm(*asked), screen.note)
     agree = (lambda question: True) if args.yes else models.ask  # to a download
     if args.server:
         engine = RemoteEngine(args.server, args.server_model, api_key=os.environ.get(KEY, "").strip() or None, stop=())
@@ -427,13 +409,15 @@ def run(args, screen, stack):
         engine, tokenizer, name = local_engine(args.model or models.NANO, screen, agree, args.adapter)
     conversation = Conversation(models.Meter(engine), tokenizer, effort=args.effort or effort or "medium",
                                 instructions=instructions if args.system is None else args.system,
-                                schema=schema)
+                                tools=tools, schema=schema)
     conversation.history += history
     sampling = {"temperature": temperature_of(engine) if args.temperature is None else args.temperature,
                 "top_p": args.top_p, "seed": args.seed, "max_tokens": args.max_tokens}
     chat = Chat(conversation, name, screen, {name: value for name, value in sampling.items() if value is not None})
     screen.waiting, chat.stats, chat.raw, chat.adapter = chat.waiting, args.stats, args.raw, args.adapter
-    offer_tools(chat, args, stack)
+    if args.browser:
+        chat.browser = next(tool for tool in tools if tool.namespace is BROWSER)
+        chat.browser.tokenizer = tokenizer
     if args.json:
         chat.answer = chat.answer_in_json
     if args.prompt is not None:
@@ -465,14 +449,14 @@ def read_schema(path):
         raise ValueError(f"{path}: expected a JSON schema, found {str(error)[:200]}") from None
 
 
-def offer_tools(chat, args, stack):
-    """Gives the model the tools that the options name."""
-    def confirm(text, question):
-        return args.yes or chat.screen.confirm(text, question)
+def open_tools(args, stack, confirm, note):
+    """The tools that the options name. confirm(text, question): whether a person agrees. A Browser's tokenizer is None
+    until there is one."""
+    found = []
 
     def offer(tool):
         stack.callback(tool.close)
-        chat.conversation.tools = (*chat.conversation.tools, tool)
+        found.append(tool)
 
     if args.tools:
         from tools import functions
@@ -484,16 +468,16 @@ def offer_tools(chat, args, stack):
         python = Python(lambda code: confirm(code, f"Run this Python code (lines: {len(code.splitlines())})?"))
         offer(python)
         if not python.offline:
-            chat.screen.note("python: this system cannot take the network away from what the model runs.")
+            note("python: this system cannot take the network away from what the model runs.")
     if args.browser:
         from tools.browser import Browser, source_of
 
-        chat.browser = Browser(source_of(args.browser), chat.conversation.tokenizer)
-        offer(chat.browser)
+        offer(Browser(source_of(args.browser), None))
     if args.apply_patch:
         from tools.apply_patch import ApplyPatch
 
         offer(ApplyPatch(args.apply_patch, lambda patch: confirm(patch, "Apply this patch?")))
+    return tuple(found)
 
 
 if __name__ == "__main__":

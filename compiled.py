@@ -4,6 +4,7 @@ Numba has a cache of its own, which does not notice when a function that another
 the code of all kernels in a directory whose name says what it was compiled from.
 """
 
+import errno
 import hashlib
 import os
 import pickle
@@ -21,6 +22,7 @@ from numba.core.compiler import CompileResult
 from numba.core.registry import cpu_target
 from numba.core.serialize import dumps
 
+ROOM = 8 * 2**20  # bytes, more than all compiled code takes
 PUBLISHED = "bfloat16", "mxfp4"  # the forms of the official weights: dense, experts
 FASTMATH = {"reassoc", "contract", "nsz"}  # sums in any order, a * b + c in one, 0 of any sign; inf and nan stay
 
@@ -38,25 +40,49 @@ def cache_name():
     return f"kernels-{digest(str(here), sys.version, numba.__version__)}-{digest(sources, target)}"
 
 
-def complete(dense, experts):
-    """The name of a file in the cache that says: all is compiled that a chat with weights in these two forms needs."""
-    return f"complete-{dense}-{experts}"
+def code_in(file):
+    """The code in a file, after its checksum; None if it is missing or damaged."""
+    with suppress(OSError):
+        data = file.read_bytes()
+        if hashlib.sha256(data[32:]).digest() == data[:32]:
+            return data[32:]
+
+
+def complete(directory, dense, experts):
+    """Whether all is there and whole that a chat with weights in these two forms needs. A file lists it."""
+    with suppress(OSError, ValueError):
+        names = (directory / f"complete-{dense}-{experts}").read_text().split()
+        return all(code_in(directory / name) for name in names)
+    return False
+
+
+def private(directory):
+    """Whether nobody could have put code there but this user, or who could change this file as well."""
+    there, here = directory.stat(), Path(__file__).stat()
+    return os.name != "posix" or there.st_uid in (os.getuid(), here.st_uid) and not there.st_mode & 0o002
 
 
 def cache_directory():
-    """Where compiled code is kept: in NUMBA_CACHE_DIR, or without it in __pycache__ beside this file. Where that cannot
-    be written, in the user's cache; else None. (A directory for all users could hold what somebody else put there.)"""
-    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "gpt-oss")
+    """(Where compiled code is kept, None), or (None, why it is not kept). It is kept in NUMBA_CACHE_DIR, or without it
+    in __pycache__ beside this file. Where that cannot be, it is kept in the user's cache."""
+    user, reasons = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "gpt-oss"), []
     for place in (os.environ.get("NUMBA_CACHE_DIR") or Path(__file__).parent / "__pycache__", user):
-        with suppress(OSError, RuntimeError):  # RuntimeError: the user has no home
+        try:
             directory = Path(place, cache_name()).expanduser().absolute()
-            directory.mkdir(parents=True, exist_ok=True)
-            if not (directory / complete(*PUBLISHED)).exists():  # then it need not be written
-                tempfile.TemporaryFile(dir=directory).close()
-            return directory
+            directory.mkdir(0o755, parents=True, exist_ok=True)
+            if not private(directory):
+                raise PermissionError(errno.EACCES, "others can write there")
+            if not complete(directory, *PUBLISHED):  # else nothing need be written
+                with tempfile.TemporaryFile(dir=directory) as file:
+                    file.write(bytes(ROOM))
+            return directory, None
+        except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
+            reasons.append(f"{place}: {getattr(error, 'strerror', None) or error}")
+    return None, "; ".join(reasons)
 
 
-DIRECTORY = cache_directory()
+DIRECTORY, UNKEPT = cache_directory()
+kept, lost = set(), set()  # names of the files that this process has read or written, and of those that it could not
 
 
 class CompiledCode(NullCache):
@@ -70,34 +96,47 @@ class CompiledCode(NullCache):
 
     def load_overload(self, arguments, context):
         context.refresh()  # (must have been called before code is loaded)
+        name = f"{self.name}-{digest(arguments)}"
         with suppress(Exception):
-            data = (DIRECTORY / f"{self.name}-{digest(arguments)}").read_bytes()
-            if hashlib.sha256(data[32:]).digest() == data[:32]:
-                return CompileResult._rebuild(context, *pickle.loads(data[32:]))
+            result = CompileResult._rebuild(context, *pickle.loads(code_in(DIRECTORY / name)))
+            kept.add(name)
+            return result
 
     def save_overload(self, arguments, result):
-        file, code = DIRECTORY / f"{self.name}-{digest(arguments)}", dumps(result._reduce())
-        partial = file.with_name(f"{file.name}.{os.getpid()}")
+        name = f"{self.name}-{digest(arguments)}"
+        (kept if write(name, dumps(result._reduce())) else lost).add(name)
+
+
+def write(name, code):
+    """Whether a file could be written, whole or not at all."""
+    partial = DIRECTORY / f"{name}.{os.urandom(4).hex()}"  # (two containers can have the same process ids)
+    try:
+        partial.write_bytes(hashlib.sha256(code).digest() + code)
+        os.replace(partial, DIRECTORY / name)
+        return True
+    except OSError:
+        return False
+    finally:
         with suppress(OSError):
-            try:
-                partial.write_bytes(hashlib.sha256(code).digest() + code)
-                os.replace(partial, file)
-            finally:
-                partial.unlink(missing_ok=True)
+            partial.unlink()
 
 
 def all_compiled(dense, experts):
     """Whether DIRECTORY has the code of all kernels that a chat needs whose weights have these forms."""
-    return DIRECTORY is not None and (DIRECTORY / complete(dense, experts)).exists()
+    return DIRECTORY is not None and complete(DIRECTORY, dense, experts)
 
 
 def mark_all_compiled(dense, experts):
-    """From now on all_compiled is true. What earlier versions left is deleted, if it has not changed for a day."""
-    with suppress(OSError, TypeError):  # TypeError: there is no DIRECTORY
-        (DIRECTORY / complete(dense, experts)).touch()
-        for other in set(DIRECTORY.parent.glob(DIRECTORY.name.rpartition("-")[0] + "-*")) - {DIRECTORY}:
+    """From now on all_compiled is true, if all could be kept. What earlier versions left is deleted, and what was being
+    written when its process was killed, if it has not changed for a day."""
+    if DIRECTORY is None or lost:
+        return
+    with suppress(OSError):
+        (DIRECTORY / f"complete-{dense}-{experts}").write_text("\n".join(sorted(kept)))
+        older = set(DIRECTORY.parent.glob(DIRECTORY.name.rpartition("-")[0] + "-*")) - {DIRECTORY}
+        for other in [*older, *DIRECTORY.glob("*.*.*")]:
             if time.time() - other.stat().st_mtime > 24 * 3600:
-                shutil.rmtree(other, ignore_errors=True)
+                shutil.rmtree(other) if other.is_dir() else other.unlink()
 
 
 def compiler(**options):

@@ -241,8 +241,12 @@ def prepare(model, directory, note):
     if weight_bytes(directory) > SMALL:
         compile_kernels(lambda state: note(f"The first run compiles the kernels: {state}"), *forms(model))
         model.change_over()
+        if not compiled.all_compiled(*forms(model)):
+            note(f"compiled kernels cannot be kept, so every start compiles them ({compiled.UNKEPT or 'disk full?'})")
     elif compiled.DIRECTORY:
         compile_in_background(*forms(model))
+    else:
+        note(f"compiled kernels cannot be kept, so NumPy computes, which is slower ({compiled.UNKEPT})")
 
 
 def forms(model):

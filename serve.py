@@ -11,7 +11,11 @@ How a body becomes a request, and how pieces become events, is in serving/. Here
 queue that has an end, clients that leave, errors in OpenAI's form, and who may ask at all.
 """
 
-import argparse
+if __name__ == "__main__":
+    import program
+
+    program.begin()
+
 import asyncio
 import hmac
 import json
@@ -25,34 +29,23 @@ from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
 from urllib.parse import urlsplit
 
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.routing import Route
+
 import models
+import program
 from checkpoint import expect
 from conversation import LocalEngine
 from remote import EngineError
 from serving import chat, completions, responses
 from serving.request import Refused
 from serving.turn import End, Gone, answer, check, complete, fits
-
-
-def missing(error):
-    print(f"serve.py: expected starlette and uvicorn (pip install starlette uvicorn), found no {error.name}",
-          file=sys.stderr)
-    return 2
-
-
-try:
-    from starlette.applications import Starlette
-    from starlette.concurrency import run_in_threadpool
-    from starlette.exceptions import HTTPException
-    from starlette.middleware import Middleware
-    from starlette.middleware.cors import CORSMiddleware
-    from starlette.requests import ClientDisconnect
-    from starlette.responses import Response
-    from starlette.routing import Route
-except ImportError as error:
-    if __name__ != "__main__":
-        raise
-    sys.exit(missing(error))
 
 WAITING = 64  # requests that wait for the engine; the next is told to come again
 AGAIN = 5  # seconds after which
@@ -395,13 +388,8 @@ def app(engine, tokenizer, *, model_name="gpt-oss", api_key=None, builtin=None, 
 
 # ---- The command ----------------------------------------------------------------------------------------------------
 
-class Arguments(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, f"serve.py: {message}\n")
-
-
 def parse_arguments(argv):
-    parser = Arguments(description="Serve a gpt-oss model as OpenAI's API does.")
+    parser = program.parser("serve.py", "Serve a gpt-oss model as OpenAI's API does.")
     add = parser.add_argument
     add("--model", metavar="DIR", default=str(models.NANO), help="a directory with a checkpoint, or a name on Hugging "
         "Face like openai/gpt-oss-20b (default: the small model in nano/)")
@@ -424,55 +412,54 @@ def parse_arguments(argv):
 
 
 def note(text):
-    with suppress(OSError):  # nobody reads it any more, which is no reason to end an answer
-        print(text, file=sys.stderr, flush=True)
+    print(text, file=sys.stderr, flush=True)
 
 
-def tools(args, tokenizer):
-    """The built-in tools that the operator allows."""
+def tools(args):
+    """The built-in tools that the operator allows: {name: a function that makes one, for a tokenizer}."""
     found = {}
     if args.python:
         from tools.python import Python
-        found["python"] = Python
+        found["python"] = lambda tokenizer: Python()
         with closing(Python()) as python:
             if not python.offline:
                 note("python: this system cannot take the network away from what the model runs.")
     if args.browser:
         from tools.browser import Browser, source_of
-        found["browser"] = partial(Browser, source_of(args.browser), tokenizer)
-        found["browser"]()  # what is wrong with the source is said now
+        found["browser"] = partial(Browser, source_of(args.browser))
+        found["browser"](None)  # what is wrong with its packages is said now
     return found
 
 
+def listen(host, port):
+    """The socket of the service. Whether it can be had is said before anything else is done."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ValueError(f"{host}:{port}: {error.strerror or error}") from None
+
+
+@program.ends("serve.py")
 def main(argv=None):
+    import uvicorn
+
     args = parse_arguments(argv)
-    try:
-        import uvicorn
-    except ImportError as error:
-        return missing(error)
-    sock = None
-    try:
-        family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
-        sock = socket.create_server((args.host, args.port), family=family)  # if it is taken, that is said at once
+    with listen(args.host, args.port) as sock:
+        builtin = tools(args)
         agree = models.ask if not args.yes else lambda said: True
         model, tokenizer, directory = models.load(args.model, note, agree, args.adapter)
         engine = LocalEngine(model, args.caches, args.prompt_cache, note)
         hosts = LOCAL if args.host in LOCAL else None
         name = models.label(args.model, directory, args.adapter)
-        service = app(engine, tokenizer, model_name=name, api_key=args.api_key, hosts=hosts,
-                      origins=args.cors, builtin=tools(args, tokenizer))
+        service = app(engine, tokenizer, model_name=name, api_key=args.api_key, hosts=hosts, origins=args.cors,
+                      builtin={tool: partial(make, tokenizer) for tool, make in builtin.items()})
         if hosts is None and not args.api_key:
             note(f"{args.host}: other machines can reach this, and there is no --api-key.")
-        host = f"[{args.host}]" if family == socket.AF_INET6 else args.host
+        host = f"[{args.host}]" if sock.family == socket.AF_INET6 else args.host
         note(f"http://{host}:{sock.getsockname()[1]}/v1   {name}, context {engine.context:,} tokens")
         config = uvicorn.Config(service, log_level="warning", timeout_graceful_shutdown=3)
         uvicorn.Server(config).run(sockets=[sock])
-    except (ValueError, OSError) as error:
-        note(f"serve.py: {error if sock else f'{args.host}:{args.port}: {error.strerror or error}'}")
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from models import ask
+from program import deliver
 
 STYLES = {"analysis": "dim", "commentary": "cyan", "call": "magenta", "result": "dim", "final": "bold",
           "note": "yellow", "raw": ""}
@@ -41,12 +42,6 @@ def clean(text):
     kinds of blanks become the one that isprintable knows."""
     text = "".join(" " if category(c) == "Zs" else c for c in text)
     return "".join(c for c in text if c.isprintable() or c in "\n\t")
-
-
-def sentence(error):
-    """What an error says; one of the operating system as FILE: WHAT, without its number."""
-    strerror, file = getattr(error, "strerror", None), getattr(error, "filename", None)
-    return ": ".join(str(part) for part in (file, strerror) if part is not None) if strerror else str(error)
 
 
 def revealed(text):
@@ -226,7 +221,7 @@ class Terminal(Screen):
         def _(event):
             if self.busy:
                 self.lines.queue.clear()  # what was to come after it is not asked either
-                interrupt()
+                deliver(signal.SIGINT)
             elif event.current_buffer.text:
                 event.current_buffer.reset()
                 self.emptied()
@@ -238,7 +233,7 @@ class Terminal(Screen):
             self.lines.queue.clear()
             self.lines.put(None)
             if self.busy:
-                interrupt()
+                deliver(signal.SIGINT)
 
         return keys
 
@@ -343,14 +338,6 @@ class Terminal(Screen):
         finally:
             self.question = ""
             self.put("".join(begun))
-
-
-def interrupt():
-    """Ctrl-C for the main thread, from another one."""
-    if hasattr(signal, "pthread_kill"):
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # so that it leaves a system call, too
-    else:
-        signal.raise_signal(signal.SIGINT)
 
 
 def completer(words):

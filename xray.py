@@ -15,7 +15,11 @@ takes whatever operations the model runs with, and stands between the model and 
 A small model runs in NumPy, exactly as gptoss.py has it, and a large one with the kernels. Letters as in gptoss.py.
 """
 
-import argparse
+if __name__ == "__main__":
+    import program
+
+    program.begin()
+
 import base64
 import json
 import math
@@ -36,12 +40,13 @@ from rich.text import Text
 import compiled
 import gptoss
 import models
+import program
 import tokenizer as tokenizers
 import transcript
 from checkpoint import bf16_to_float32, expect, expect_number, read_config, read_json
 from conversation import CHANNEL, STOPS, Conversation, LocalEngine
 from harmony import EFFORTS, ROLES
-from terminal import clean, sentence
+from terminal import clean
 
 BEST = 3  # tokens of each prediction that are kept
 ROWS = 32  # streams that go through the unembedding at once: of a large vocabulary, 512 would take 400 MB
@@ -410,17 +415,12 @@ def write(path, text):
 
 # ---- The command ----------------------------------------------------------------------------------------------------
 
-class Arguments(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, f"xray.py: {message}\n")
-
-
 def day(text):
     return date.fromisoformat(text).isoformat()
 
 
 def parse_arguments(argv):
-    parser = Arguments(description="See a gpt-oss model think: what went on inside it at each token of its reply.")
+    parser = program.parser("xray.py", "See a gpt-oss model think: what went on inside it at each token of its reply.")
     add = parser.add_argument
     add("question", nargs="?", help="what to ask it")
     add("--model", metavar="NAME", default=os.fspath(models.NANO), help="a directory with a checkpoint, or a name on "
@@ -482,18 +482,9 @@ def examine(args):
     View(trace, tokenizer, console).show(args.token)
 
 
+@program.ends("xray.py")
 def main(argv=None):
-    args = parse_arguments(argv)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")
-    try:
-        examine(args)
-    except (ValueError, OSError) as error:
-        print(f"xray.py: {clean(sentence(error))}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    examine(parse_arguments(argv))
 
 
 if __name__ == "__main__":

@@ -6,12 +6,19 @@
     python -m bench --shape 20b --compare llama.cpp     the same weights in llama.cpp, by turns
 """
 
+if __name__ == "__main__":
+    import program
+
+    program.begin()
+
 import argparse
 import json
+import sys
 from concurrent.futures.process import BrokenProcessPool
 from importlib.util import find_spec
 from pathlib import Path
 
+import program
 from bench.measure import MAPPED, REPACKED, available_cores, benchmark, report
 from bench.random_checkpoint import SHAPES, named_config, write_random
 from checkpoint import read_config
@@ -21,9 +28,9 @@ INSTALL = ("--compare needs llama-cpp-python and gguf: pip install llama-cpp-pyt
            "(built from source with a C++ compiler, about ten minutes)")
 
 
+@program.ends("python -m bench")
 def main():
-    parser = argparse.ArgumentParser(
-        prog="python -m bench", description="Measure load, prefill and decode beside the machine's limits.")
+    parser = program.parser("python -m bench", "Measure load, prefill and decode beside the machine's limits.")
 
     def positive(text):
         if not text.isdecimal() or int(text) < 1:
@@ -65,12 +72,10 @@ def main():
         config, _ = read_config(path)
         results = benchmark(path, config, args.dense_dtype, args.compare, args.threads, args.prompt,
                             sorted(args.depth), args.tokens, args.rounds)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
     except BrokenProcessPool:
-        parser.exit(2, f"{parser.prog}: a measuring process ended before its time (out of memory?)\n")
+        raise ValueError("a measuring process ended before its time (out of memory?)") from None
     print(json.dumps(results, indent=1)) if args.json else report(results)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,12 +5,19 @@ time there are higher peaks at tokens that the schema refuses. llguidance, if it
 ids for the same document, by which the logits are masked. Drawing from what is left comes on top, the same for both.
 """
 
+if __name__ == "__main__":
+    import program
+
+    program.begin()
+
 import json
 import statistics
+import sys
 import time
 
 import numpy as np
 
+import program
 import tokenizer as tokenizers
 from conversation import Constraint
 from grammar import Grammar
@@ -69,6 +76,7 @@ def llguidance(tokenizer, ids):
     return seconds
 
 
+@program.ends("python -m bench.constraint")
 def main():
     tokenizer = tokenizers.load()
     ids = tokenizer.encode(DOCUMENT)
@@ -85,4 +93,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

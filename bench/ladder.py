@@ -9,7 +9,11 @@ compared with the exact product before it is timed. The model uses nothing of th
 "fetched ahead", imported from mxfp4.py. Letters: M rows, N weights a row, B = N/32 blocks a row, T tokens.
 """
 
-import argparse
+if __name__ == "__main__":
+    import program
+
+    program.begin()
+
 import math
 import re
 import sys
@@ -25,6 +29,7 @@ from numba import njit, prange, types
 from threadpoolctl import threadpool_limits
 
 import mxfp4
+import program
 import simd
 from bench.measure import machine
 from checkpoint import E2M1, MXFP4, bf16_to_float32, dequantize
@@ -436,23 +441,20 @@ def draw(figures, matmul, at_once, file):
     Path(file).write_text(ladder(figures, matmul, at_once).svg(), encoding="utf-8")
 
 
+@program.ends("python -m bench.ladder")
 def main():
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.ladder", description="Measure an MXFP4 product, from a plain loop to the limit.")
+    parser = program.parser("python -m bench.ladder", "Measure an MXFP4 product, from a plain loop to the limit.")
     parser.add_argument("--rows", type=int, default=200_000, metavar="M", help="rows of the matrix (default: 200000)")
     parser.add_argument("--columns", type=int, default=2880, metavar="N", help="weights a row (default: 2880)")
     parser.add_argument("--picture", metavar="FILE", help="draw the rungs under the roofline (.svg)")
     args = parser.parse_args()
     if args.rows < 1 or args.rows % 16 or args.columns < 64 or args.columns % 64:
         parser.error(f"expected a multiple of 16 rows, of 64 columns, found {args.rows} of {args.columns}")
-    try:
-        results = climb(args.rows, args.columns)
-        report(args.rows, args.columns, *results)
-        if args.picture:
-            draw(*results, args.picture)
-    except (ValueError, OSError) as error:  # a rung that computes something else; a picture that cannot be written
-        parser.exit(2, f"{parser.prog}: {error}\n")
+    results = climb(args.rows, args.columns)
+    report(args.rows, args.columns, *results)
+    if args.picture:
+        draw(*results, args.picture)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,11 +8,16 @@ They are as slow to run as the real ones, with less to say. Weights are scaled s
 layer to layer. Letters as in gptoss.py.
 """
 
-import argparse
+if __name__ == "__main__":
+    import program
+
+    program.begin()
+
 import json
 import math
 import os
 import shutil
+import sys
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -20,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+import program
 from checkpoint import ITEM_BITS, ORIGINAL_KEYS, CheckpointError, Config, expect, tensor_table
 
 OFFICIAL = Config(
@@ -198,20 +204,17 @@ def progress_bar():
                     console=Console(stderr=True))
 
 
+@program.ends("python -m bench.random_checkpoint")
 def main():
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.random_checkpoint",
-        description="Write a random checkpoint with the exact shapes of gpt-oss.")
+    parser = program.parser("python -m bench.random_checkpoint",
+                            "Write a random checkpoint with the exact shapes of gpt-oss.")
     parser.add_argument("directory", help="where to write it")
     parser.add_argument("--shape", choices=SHAPES, default="20b", help="20b is 13.8 GB, 120b 65.2 GB")
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
     parser.add_argument("--layout", choices=("hf", "original"), default="hf")
     args = parser.parse_args()
-    try:
-        write_random(args.directory, named_config(args.shape, args.layers), args.layout, progress=True)
-    except (CheckpointError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+    write_random(args.directory, named_config(args.shape, args.layers), args.layout, progress=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -15,19 +15,28 @@ A marker is an HTML comment; the fenced block below it belongs to the machine. A
                                             place; `loss:.2f` gives the format too
 """
 
-import argparse
-import ast
-import contextlib
-import difflib
-import io
-import os
-import re
-import shlex
-import subprocess
 import sys
 from pathlib import Path
 
-import check
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
+
+if __name__ == "__main__":
+    import program
+
+    program.begin()
+
+import ast  # noqa: E402
+import contextlib  # noqa: E402
+import difflib  # noqa: E402
+import io  # noqa: E402
+import os  # noqa: E402
+import re  # noqa: E402
+import shlex  # noqa: E402
+import subprocess  # noqa: E402
+
+import check  # noqa: E402
+
+import program  # noqa: E402
 
 ROOT = check.ROOT
 # One thread for the small model: it has no work for more, and two of them wait for each other where a machine is busy.
@@ -110,14 +119,14 @@ def fill(text, page):
     return MARKER.sub(piece, text)
 
 
+@program.ends("docs/build.py", unread=1)
 def main():
-    parser = argparse.ArgumentParser(description="Fill the code, the output and the figures of the pages.")
+    parser = program.parser("docs/build.py", "Fill the code, the output and the figures of the pages.")
     parser.add_argument("--check", action="store_true", help="change nothing, show what would change and what is wrong")
     parser.add_argument("files", nargs="*", type=Path, default=check.pages(ROOT))
     args = parser.parse_args()
     files = [path.resolve() for path in args.files]
     os.chdir(ROOT)
-    sys.path.insert(0, str(ROOT))
     wrong = False
     for path in files:
         page = os.path.relpath(path)
@@ -137,7 +146,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(main())

@@ -15,7 +15,11 @@ The table that these print says how large its errors are. --json FILE writes the
 come, into a log beside it (aime.answers.jsonl). The same command goes on where that ends.
 """
 
-import argparse
+if __name__ == "__main__":
+    import program
+
+    program.begin()
+
 import copy
 import hashlib
 import json
@@ -31,6 +35,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import gptoss
+import program
 import tokenizer as tokenizers
 import transcript
 from checkpoint import expect, expect_number
@@ -47,7 +52,7 @@ SINGLE = ("server", "effort", "repeats", "temperature", "max_tokens", "json")  #
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(prog="python -m evals", description="Right answers by task and effort.")
+    parser = program.parser("python -m evals", "Right answers by task and effort.")
     add = parser.add_argument
     add("tasks", nargs="*", metavar="TASK", default=list(tasks.TASKS),
         help=f"of {', '.join(tasks.TASKS)} (default: all); aime, gpqa, jsonl: problems of --data")
@@ -73,6 +78,7 @@ def parse_arguments():
     return parser, args
 
 
+@program.ends("python -m evals")
 def main():
     parser, args = parse_arguments()
     known = [*tasks.TASKS, *sets.READERS]
@@ -97,17 +103,8 @@ def main():
         results = card(names, args, args.each or 100)
         if args.picture:
             evaluate.picture(results, args.each or 100, args.picture)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {sentence(error)}\n")
-    except KeyboardInterrupt:
-        sys.exit(130)
     except BrokenProcessPool:
-        parser.exit(2, f"{parser.prog}: a measuring process ended before its time (out of memory?)\n")
-
-
-def sentence(error):
-    named = isinstance(error, OSError) and error.filename and error.strerror
-    return f"{error.filename}: {error.strerror}" if named else error
+        raise ValueError("a measuring process ended before its time (out of memory?)") from None
 
 
 # ---- The card of the small model ------------------------------------------------------------------------------------
@@ -247,4 +244,4 @@ def requests(engine, tokenizer, parallel):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

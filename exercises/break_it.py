@@ -9,7 +9,6 @@ logits and best tokens are taken over the true replies to 10 held-out problems, 
 answers are those of the model's own replies to 30 held-out problems, each token the best one.
 """
 
-import argparse
 import os
 import sys
 import time
@@ -23,10 +22,16 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run as a script, Python looks for modules in exercises/ only
 
+if __name__ == "__main__":
+    import program
+
+    program.begin()
+
 import numpy as np  # noqa: E402
 
 import gptoss  # noqa: E402
 import harmony  # noqa: E402
+import program  # noqa: E402
 import tokenizer as tokenizers  # noqa: E402
 from evals import evaluate  # noqa: E402
 from exercises import mistakes  # noqa: E402
@@ -156,8 +161,9 @@ def table(scores):
     return "\n".join(lines)
 
 
+@program.ends("break_it.py", unread=1)
 def main():
-    parser = argparse.ArgumentParser(prog="break_it.py", description="What a mistake does to the small model.")
+    parser = program.parser("break_it.py", "What a mistake does to the small model.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="as --list shows them (default: all)")
     parser.add_argument("--list", action="store_true", help="show the mistakes as edits of the source and stop")
     args = parser.parse_args()
@@ -182,10 +188,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has left; Python would complain that it cannot write the rest
-        sys.exit(1)
+    sys.exit(main())

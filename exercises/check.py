@@ -9,7 +9,6 @@ At the end the small model answers a question with the functions that are right.
 for are right, 1 if not, 2 for bad arguments. Needs NumPy and tiktoken.
 """
 
-import argparse
 import copy
 import ctypes
 import importlib.util
@@ -29,8 +28,14 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run as a script, Python looks for modules in exercises/ only
 
+if __name__ == "__main__":
+    import program
+
+    program.begin()
+
 import gptoss  # noqa: E402
 import harmony  # noqa: E402
+import program  # noqa: E402
 from checkpoint import MXFP4, dequantize  # noqa: E402
 from exercises import cases, mistakes, solutions  # noqa: E402
 
@@ -340,8 +345,9 @@ def listed(names):
 
 # ---- The command ----------------------------------------------------------------------------------------------------
 
+@program.ends("check.py", unread=1)
 def main(arguments=None):
-    parser = argparse.ArgumentParser(prog="check.py", description="Which functions of the exercises are right.")
+    parser = program.parser("check.py", "Which functions of the exercises are right.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join((*EXERCISES, *OPTIONAL))}")
     parser.add_argument("--file", metavar="FILE.py", help="a file of your own (default: exercises/e*.py)")
     args = parser.parse_args(arguments)
@@ -387,10 +393,4 @@ def report(modules: dict[str, ModuleType]):
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has left; Python would complain that it cannot write the rest
-        sys.exit(1)
+    sys.exit(main())

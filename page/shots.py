@@ -11,6 +11,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+if __name__ == "__main__":
+    import program
+
+    program.begin()
+
+import program  # noqa: E402
 from page.chromium import Chromium  # noqa: E402
 
 DONE = "!state.running && state.kept"
@@ -56,6 +62,7 @@ def shots(browser, page, recorded, folder):
             take("7-recorded")
 
 
+@program.ends("page/shots.py")
 def main():
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "shots")
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,4 +74,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

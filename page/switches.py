@@ -13,12 +13,18 @@ from types import SimpleNamespace
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run as a script, Python looks for modules in page/ only
 
+if __name__ == "__main__":
+    import program
+
+    program.begin()
+
 import numba  # noqa: E402
 import numpy as np  # noqa: E402
 from threadpoolctl import threadpool_limits  # noqa: E402
 
 import gptoss  # noqa: E402
 import kernels  # noqa: E402
+import program  # noqa: E402
 import tokenizer as tokenizers  # noqa: E402
 from checkpoint import expect_number  # noqa: E402
 from evals import evaluate  # noqa: E402
@@ -73,12 +79,10 @@ def with_kernels(changed):
     return SimpleNamespace(**operations)
 
 
+@program.ends("page/switches.py")
 def main():
     given = sys.argv[1] if sys.argv[1:] else "10"
-    try:
-        each = expect_number(int(given) if given.isdecimal() else given, int, 1, 1000, ValueError, "EACH")
-    except ValueError as error:
-        sys.exit(f"page/switches.py: {error}")
+    each = expect_number(int(given) if given.isdecimal() else given, int, 1, 1000, ValueError, "EACH")
     numba.set_num_threads(1)  # the small model has no work for more
     threadpool_limits(1)
     tokenizer, names = tokenizers.load(ROOT / "nano"), [task for task in tasks.TASKS if task != "chat"]
@@ -96,7 +100,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(main())

@@ -10,7 +10,6 @@ early difference is not seen again in all that follows, and roundings do not gro
 explained. Exit status 0: all agree; 1: one does not; 2: nothing was compared.
 """
 
-import argparse
 import math
 import os
 import sys
@@ -23,13 +22,18 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run as a script, Python looks for modules in tests/ only
 
+if __name__ == "__main__":
+    import program
+
+    program.begin()
+
 import differences  # noqa: E402
 
 import gptoss  # noqa: E402
+import program  # noqa: E402
 from bench.random_checkpoint import atomic_write  # noqa: E402
 from checkpoint import bf16_to_float32, expect, read_config  # noqa: E402
 from exercises.mistakes import broken  # noqa: E402
-from terminal import sentence  # noqa: E402
 
 # One step is sums of up to n products. A float32 rounding is 2^-24 of a number, and two orders of summing differ by
 # about sqrt(n) of them. 16 times that is allowed, for sums that come out smaller than what they add up. Angles of RoPE
@@ -528,9 +532,10 @@ def ranges(numbers):
 
 # ---- The program ----------------------------------------------------------------------------------------------------
 
+@program.ends("python tests/compare.py", unread=2)
 def main():
-    parser = argparse.ArgumentParser(prog="python tests/compare.py",
-                                     description="The first tensor in which another implementation differs, and how.")
+    parser = program.parser("python tests/compare.py",
+                            "The first tensor in which another implementation differs, and how.")
     parser.add_argument("directory", metavar="DIR", help="a checkpoint")
     other = parser.add_mutually_exclusive_group()
     other.add_argument("--theirs", metavar="FILE.npz", type=Path, help="tensors to compare with (docs/compare.md)")
@@ -555,15 +560,8 @@ def main():
         print(f"{len(model.layers)} layers, {len(theirs['tokens'])} tokens, "
               f"ours and {args.theirs or 'transformers, float32'}\n")
         return Comparison(model, theirs).run()
-    except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has left; Python would complain that it cannot write the rest
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {sentence(error)}\n")
     except ImportError as error:
-        parser.exit(2, f"{parser.prog}: expected torch, transformers and accelerate (or --theirs), found {error}\n")
+        raise ValueError(f"expected torch, transformers and accelerate (or --theirs), found {error}") from None
 
 
 if __name__ == "__main__":

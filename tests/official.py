@@ -8,13 +8,22 @@ them says the same, and so must gptoss.py. It prints a line for each prompt: rig
 Exit status 0: all are right; 1: one is not; 2: nothing was compared.
 """
 
-import argparse
-import json
-import os
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # run as a script, Python looks for modules in tests/ only
+
+if __name__ == "__main__":
+    import program
+
+    program.begin()
+
+import json  # noqa: E402
+import os  # noqa: E402
+
+import program  # noqa: E402
+
 FACTS = ROOT / "tests" / "official-greedy.json"
 
 
@@ -46,9 +55,10 @@ def compare(model, tokenizer, prompt, expected):
     return f"{prompt!r}: right, {len(expected)} tokens, {tokenizer.decode(expected)!r}", True
 
 
+@program.ends("python tests/official.py", unread=2)
 def main():
-    parser = argparse.ArgumentParser(prog="python tests/official.py",
-                                     description="Compare the official weights with published greedy continuations.")
+    parser = program.parser("python tests/official.py",
+                            "Compare the official weights with published greedy continuations.")
     parser.add_argument("directory", metavar="DIR")
     parser.add_argument("--backend", choices=("numba", "numpy"), default="numba")
     args = parser.parse_args()
@@ -57,19 +67,15 @@ def main():
     import tokenizer as tokenizers
 
     results = []
-    try:
-        model = gptoss.load(args.directory, backend=args.backend)
-        facts = facts_for(model.config, args.directory)
-        tokenizer = tokenizers.load(args.directory)
-        for entry in facts["prompts"]:
-            line, right = compare(model, tokenizer, entry["prompt"], agreed(entry["continuations"], tokenizer))
-            results.append(right)
-            print(f"{facts['name']}: {line}", flush=True)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    sys.exit(0 if all(results) else 1)
+    model = gptoss.load(args.directory, backend=args.backend)
+    facts = facts_for(model.config, args.directory)
+    tokenizer = tokenizers.load(args.directory)
+    for entry in facts["prompts"]:
+        line, right = compare(model, tokenizer, entry["prompt"], agreed(entry["continuations"], tokenizer))
+        results.append(right)
+        print(f"{facts['name']}: {line}", flush=True)
+    return 0 if all(results) else 1
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))  # as a program, Python looks for modules in tests/
-    main()
+    sys.exit(main())

@@ -8,7 +8,6 @@ follows COMMAND is given to the server. Exit status 1 if anything differs. Not a
 server is a small install: test_remote.py replays what the two were seen to send.
 """
 
-import argparse
 import itertools
 import json
 import shutil
@@ -24,7 +23,13 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+if __name__ == "__main__":
+    import program
+
+    program.begin()
+
 import gptoss  # noqa: E402
+import program  # noqa: E402
 import tokenizer as tokenizers  # noqa: E402
 from bench.gguf_writer import write_gguf  # noqa: E402
 from conversation import Conversation, LocalEngine  # noqa: E402
@@ -135,8 +140,9 @@ def characters_in_pieces(url, tokenizer):
                  list(remote.generate(hello, max_tokens=len(wave) + 2)) == wave)
 
 
+@program.ends("python tests/real_server.py", unread=2)
 def main():
-    parser = argparse.ArgumentParser(description="Ask a real server and this program the same.")
+    parser = program.parser("python tests/real_server.py", "Ask a real server and this program the same.")
     parser.add_argument("command", help="llama-server or vllm, or a path to either")
     parser.add_argument("--port", type=int, default=8123)
     args, more = parser.parse_known_args()

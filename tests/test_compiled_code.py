@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,50 @@ def test_damaged_and_foreign_code_is_compiled_anew(copy, damage):
     assert list(directory.iterdir()) == [file]
 
 
+@pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: os.truncate(file, 1000)],
+                         ids=["missing", "truncated"])
+def test_all_is_compiled_only_while_all_is_whole(copy, damage):
+    """Else a small model would compile in the middle of its answer, at every start."""
+    ask = "compiled.all_compiled(*compiled.PUBLISHED)\n"
+    directory = run(copy, f"{PROGRAM}compiled.mark_{ask}assert {ask}")
+    damage(next(directory.glob("kernels.rms_norm-*")))
+    run(copy, f"import compiled\nassert not {ask}{PROGRAM}")
+
+
+def test_what_could_not_be_written_is_not_marked(copy):
+    """The disk is full when the code is kept, and has room again for the mark."""
+    full = "import pathlib\nwrite, pathlib.Path.write_bytes = pathlib.Path.write_bytes, lambda *_: open('/nowhere/x')\n"
+    mark = "pathlib.Path.write_bytes = write\ncompiled.mark_all_compiled(*compiled.PUBLISHED)\n"
+    assert contents(run(copy, full + PROGRAM + mark)) == {}
+
+
+def test_code_that_others_can_change_is_not_loaded(copy):
+    """Whoever can write in the directory could have any code run."""
+    directory = run(copy)
+    before = contents(directory)
+    directory.chmod(0o757)
+    assert run(copy).parent == copy / "user" / "gpt-oss" and contents(directory) == before
+
+
+def test_two_processes_with_a_cold_cache(copy):
+    """Both are right, and what they keep is whole."""
+    with ThreadPoolExecutor() as pool:
+        [directory] = set(pool.map(run, [copy] * 2))
+    assert [file.name.count(".") for file in directory.iterdir()] == [1]
+    before = contents(directory)
+    assert run(copy) == directory and contents(directory) == before
+
+
+def test_what_a_killed_process_was_writing_is_deleted_after_a_day(copy):
+    directory = run(copy)
+    old, new = directory / "kernels.exp-0123456789ab.01234567", directory / "kernels.exp-0123456789ab.89abcdef"
+    old.touch()
+    new.touch()
+    os.utime(old, (0, 0))
+    run(copy, PROGRAM + "compiled.mark_all_compiled(*compiled.PUBLISHED)")
+    assert new.exists() and not old.exists()
+
+
 def test_numba_cache_dir_comes_first(copy):
     directory = run(copy, NUMBA_CACHE_DIR=str(copy / "chosen" / "by me"))
     assert directory.parent == copy / "chosen" / "by me" and not (copy / "__pycache__").exists()
@@ -112,6 +157,12 @@ def test_where_nothing_can_be_written_code_is_kept_elsewhere_or_not_at_all(copy)
     assert run(copy, NUMBA_CACHE_DIR=str(copy / "kernels.py" / "x")).parent == copy / "user" / "gpt-oss"
     nowhere = PROGRAM + "p = compiled.PUBLISHED; compiled.mark_all_compiled(*p); assert not compiled.all_compiled(*p)"
     assert run(copy, nowhere, XDG_CACHE_HOME=str(copy / "simd.py")) is None
+    reasons = f"{copy}/__pycache__: Not a directory; {copy}/simd.py/gpt-oss: Not a directory"
+    run(copy, f"import compiled\nassert compiled.UNKEPT == {reasons!r}, compiled.UNKEPT\n" + PROGRAM,
+        XDG_CACHE_HOME=str(copy / "simd.py"))
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))\n"  # as on a disk that is full
+    (copy / "__pycache__").unlink()
+    assert run(copy, limit + PROGRAM) is None
 
 
 def test_a_file_that_changes_while_a_program_runs(copy):

@@ -11,14 +11,20 @@ out, to see what is forgotten. Thoughts with planted slips are not among them, b
 words are not to be learned.
 """
 
-import argparse
+if __name__ == "__main__":
+    import program
+
+    program.begin()
+
 import json
 import math
 import random
 import re
+import sys
 from pathlib import Path
 
 import harmony
+import program
 from bench.random_checkpoint import atomic_write
 from checkpoint import expect_number
 from train import rows, tasks
@@ -138,20 +144,18 @@ def write(name, path, new=4000, rehearsed=12000, test=300):
             file.writelines(json.dumps(body, ensure_ascii=False).encode() + b"\n" for body in lines)
 
 
+@program.ends("python -m train.examples")
 def main():
-    parser = argparse.ArgumentParser(prog="python -m train.examples", description="Write data for train.finetune.")
+    parser = program.parser("python -m train.examples", "Write data for train.finetune.")
     parser.add_argument("name", choices=EXAMPLES)
     parser.add_argument("--out", required=True, type=Path, metavar="FILE.jsonl")
     parser.add_argument("--new", type=int, default=4000, help="new conversations (4000)")
     parser.add_argument("--old", type=int, default=12000, help="old conversations, against forgetting (12000)")
     args = parser.parse_args()
-    try:
-        for name, value, least in ("--new", args.new, 1), ("--old", args.old, 0):
-            expect_number(value, int, least, math.inf, ValueError, name)
-        write(args.name, args.out, args.new, args.old)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+    for name, value, least in ("--new", args.new, 1), ("--old", args.old, 0):
+        expect_number(value, int, least, math.inf, ValueError, name)
+    write(args.name, args.out, args.new, args.old)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

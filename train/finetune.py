@@ -11,7 +11,11 @@ The experts will be stored in four bits. Training computes with the weights as t
 ones (a *straight-through* gradient, arXiv 1308.3432). So what is stored is what was trained.
 """
 
-import argparse
+if __name__ == "__main__":
+    import program
+
+    program.begin()
+
 import copy
 import hashlib
 import json
@@ -20,6 +24,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -33,6 +38,7 @@ from rich.markdown import Markdown
 from torch.nn.utils import parametrize
 
 import gptoss
+import program
 from bench.random_checkpoint import atomic_write, write_json
 from checkpoint import expect, expect_number
 from evals import evaluate
@@ -196,8 +202,9 @@ def share(right, n):
 # ---- The program ----------------------------------------------------------------------------------------------------
 
 
+@program.ends("python -m train.finetune")
 def main():
-    parser = argparse.ArgumentParser(prog="python -m train.finetune", description="Teach a model something new.")
+    parser = program.parser("python -m train.finetune", "Teach a model something new.")
     parser.add_argument("--data", required=True, type=Path, metavar="FILE.jsonl", help="conversations to learn from")
     parser.add_argument("--test", type=Path, metavar="FILE.jsonl",
                         help="conversations to evaluate on (default: the last tenth of the data, not trained on)")
@@ -216,14 +223,12 @@ def main():
         for name, least in ("epochs", 1), ("length", 1), ("workers", 1), ("each", 0):
             expect_number(getattr(args, name), int, least, math.inf, ValueError, f"--{name}")
         run(args)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
     except KeyboardInterrupt:
         parser.exit(130, "stopped; the same command goes on\n")
     except torch.multiprocessing.ProcessRaisedException as error:
-        parser.exit(2, f"{parser.prog}: {str(error).strip().splitlines()[-1]}\n")
+        raise ValueError(str(error).strip().splitlines()[-1]) from None
     except (torch.multiprocessing.ProcessExitedException, BrokenProcessPool):
-        parser.exit(2, f"{parser.prog}: a process ended before its time (out of memory?)\n")
+        raise ValueError("a process ended before its time (out of memory?)") from None
 
 
 def run(args):
@@ -282,4 +287,4 @@ def run(args):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

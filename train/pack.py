@@ -12,8 +12,12 @@ config.json, without which no program takes it for a checkpoint.
     E  num_local_experts      N  inputs of a matrix       M  its outputs
 """
 
-import argparse  # noqa: I001
-import mmap
+if __name__ == "__main__":
+    import program
+
+    program.begin()
+
+import mmap  # noqa: I001
 import os
 import re
 import shutil
@@ -28,6 +32,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+import program
 from bench.random_checkpoint import MXFP4_EXPERTS, bytes_of, progress_bar, write_index, write_json, write_safetensors
 from checkpoint import FLOATS, MXFP4, Checkpoint, CheckpointError, dequantize, expect, read_config, read_json
 from checkpoint import bf16_to_float32, read_tensors
@@ -58,19 +63,14 @@ class Error(NamedTuple):
         return (self.squared / self.weights) ** 0.5 if self.weights else 0.0
 
 
+@program.ends("python -m train.pack")
 def main():
-    parser = argparse.ArgumentParser(prog="python -m train.pack",
-                                     description="Pack the experts of a fine-tuned checkpoint in MXFP4.")
+    parser = program.parser("python -m train.pack", "Pack the experts of a fine-tuned checkpoint in MXFP4.")
     parser.add_argument("source", metavar="IN", help="directory with bf16, float16 or float32 experts")
     parser.add_argument("target", metavar="OUT", help="directory to write; what was interrupted there goes on")
     args = parser.parse_args()
     torch.set_num_threads(1)  # pack has threads of its own, which need not wait for each other after each operation
-    try:
-        print(table(pack(args.source, args.target, progress=True)))
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    print(table(pack(args.source, args.target, progress=True)))
 
 
 # ---- Files ----------------------------------------------------------------------------------------------------------
@@ -243,4 +243,4 @@ def table(errors):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,10 +7,15 @@
 What a row of the batch is, and which of its tokens are learned, says rows.py. The problems are those of tasks.py.
 """
 
-import argparse
+if __name__ == "__main__":
+    import program
+
+    program.begin()
+
 import json
 import math
 import random
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +23,7 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 
+import program
 from checkpoint import expect, expect_number
 from tokenizer import load as load_tokenizer
 from train import export, tasks, vocabulary
@@ -308,8 +314,9 @@ def write_log(log, entry):
     print(text or " ".join(f"{k} {v}" for k, v in entry.items()), flush=True)
 
 
+@program.ends("python -m train.pretrain")
 def main():
-    parser = argparse.ArgumentParser(prog="python -m train.pretrain", description="Train the small model.")
+    parser = program.parser("python -m train.pretrain", "Train the small model.")
     parser.add_argument("--out", required=True, type=Path,
                         help="directory for the tokenizer, checkpoints and log; resumes if it has them")
     parser.add_argument("--tokens", type=int, default=TOKENS)
@@ -317,16 +324,13 @@ def main():
     parser.add_argument("--workers", type=int, default=2, help="processes, one for each core")
     parser.add_argument("--export", metavar="DIR", help="only write the model of --out to DIR, in the published format")
     args = parser.parse_args()
-    try:
-        for name, value in ("--tokens", args.tokens), ("--workers", args.workers):
-            expect_number(value, int, 1, math.inf, ValueError, name)
-        if args.export:
-            return export_run(args.out, Path(args.export))
-        if not (args.out / "tokenizer.json").exists():
-            vocabulary.write(args.out)
-        (args.out / "meeting").unlink(missing_ok=True)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+    for name, value in ("--tokens", args.tokens), ("--workers", args.workers):
+        expect_number(value, int, 1, math.inf, ValueError, name)
+    if args.export:
+        return export_run(args.out, Path(args.export))
+    if not (args.out / "tokenizer.json").exists():
+        vocabulary.write(args.out)
+    (args.out / "meeting").unlink(missing_ok=True)
     options = {"tokens": args.tokens, "seed": args.seed}
     torch.multiprocessing.spawn(work, (args.workers, args.out, options), nprocs=args.workers)
 
@@ -343,4 +347,4 @@ def export_run(out, target):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,13 +9,20 @@ recipe it is on all tokens). It needs the packages accelerate and peft. With the
 processor; with the 20b it has not been run by us.
 """
 
-import argparse
+if __name__ == "__main__":
+    import program
+
+    program.begin()
+
 import json
+import sys
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Mxfp4Config, Trainer, TrainingArguments
+
+import program
 
 
 def collate(rows):
@@ -27,8 +34,9 @@ def collate(rows):
     return {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels), "attention_mask": torch.tensor(mask)}
 
 
+@program.ends("python -m train.recipe_20b")
 def main():
-    parser = argparse.ArgumentParser(prog="python -m train.recipe_20b", description="Train an adapter on a GPU.")
+    parser = program.parser("python -m train.recipe_20b", "Train an adapter on a GPU.")
     for name in ("--model", "--tokens", "--out"):
         parser.add_argument(name, required=True)
     args = parser.parse_args()
@@ -51,4 +59,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

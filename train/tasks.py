@@ -15,11 +15,18 @@ A problem may also be one that a calculator solves: then `expression` is what to
 No model and no tokens here: plain text. The phrases and words are in words.py.
 """
 
+if __name__ == "__main__":
+    import program
+
+    program.begin()
+
 import hashlib
 import random
+import sys
 from datetime import date, timedelta
 from typing import NamedTuple
 
+import program
 from train import words
 
 SLIP, END = "\x01", "\x02"
@@ -762,10 +769,16 @@ def conversation(rng, setting, slips=True):
     return turns
 
 
-if __name__ == "__main__":      # a look at the data
+@program.ends("python -m train.tasks")
+def main():
+    """A look at the data."""
     rng = random.Random(0)
     for task in TASKS:
         for effort in EFFORTS:
             problem = draw(rng, task)
             print(f"[{task} · {effort}] {problem.ask(rng)}")
             print(f"{plain(think(problem, effort, rng)) or '(no thought)'}\n=> {problem.answer}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

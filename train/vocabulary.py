@@ -9,14 +9,20 @@ beginning and single letters. The text is cut as o200k cuts it, except that ever
 are there, so any text has tokens.
 """
 
-import argparse
+if __name__ == "__main__":
+    import program
+
+    program.begin()
+
 import json
 import random
+import sys
 from collections import Counter
 from pathlib import Path
 
 import regex
 
+import program
 from train import tasks, words
 
 SIZE = 983                          # tokens, without the special ones
@@ -112,15 +118,12 @@ def write(directory):
     (Path(directory) / "tokenizer.json").write_text(text, encoding="utf-8")
 
 
+@program.ends("python -m train.vocabulary")
 def main():
-    parser = argparse.ArgumentParser(prog="python -m train.vocabulary", description="Write DIR/tokenizer.json.")
+    parser = program.parser("python -m train.vocabulary", "Write DIR/tokenizer.json.")
     parser.add_argument("directory", metavar="DIR")
-    args = parser.parse_args()
-    try:
-        write(args.directory)
-    except OSError as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+    write(parser.parse_args().directory)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

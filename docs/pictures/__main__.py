@@ -7,7 +7,6 @@
 The other files of this folder, one for each chapter, say what is drawn; style.py says how it looks.
 """
 
-import argparse
 import importlib
 import os
 import re
@@ -16,9 +15,17 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 sys.path[:0] = [str(FOLDER), str(FOLDER.parent.parent)]
+
+if __name__ == "__main__":
+    import program
+
+    program.begin()
+
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the small model has no work for two
 
 from style import PICTURES  # noqa: E402
+
+import program  # noqa: E402
 
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
@@ -38,11 +45,12 @@ def same(old, new):
                for a, b in zip(NUMBER.findall(before), NUMBER.findall(after), strict=True))
 
 
+@program.ends("docs/pictures", unread=1)
 def main():
     for file in sorted(FOLDER.glob("*.py")):
         if file.stem not in ("style", "__main__"):
             importlib.import_module(file.stem)
-    parser = argparse.ArgumentParser(description="Draw the pictures of the chapters.")
+    parser = program.parser("docs/pictures", "Draw the pictures of the chapters.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(PICTURES))
     parser.add_argument("--check", action="store_true", help="draw nothing, name the files that are not up to date")
     args = parser.parse_args()

@@ -8,14 +8,23 @@ server for something and which have an error; then the exit status is 1. A pictu
 with --whole all of it. It needs `pip install playwright` and a Chromium.
 """
 
-import argparse
 import sys
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))  # run as a script, Python looks for modules in docs/site/ only
+
+if __name__ == "__main__":
+    import program
+
+    program.begin()
+
+import threading  # noqa: E402
+from functools import partial  # noqa: E402
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer  # noqa: E402
+
+import program  # noqa: E402
+
 LOOKS = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
 TOO_WIDE = "document.documentElement.scrollWidth > window.innerWidth"
 
@@ -25,8 +34,9 @@ class Quiet(SimpleHTTPRequestHandler):
         pass
 
 
+@program.ends("docs/site/look.py", unread=1)
 def main():
-    parser = argparse.ArgumentParser(description="Look at the built site in Chromium.")
+    parser = program.parser("docs/site/look.py", "Look at the built site in Chromium.")
     parser.add_argument("words", nargs="*", help="pages whose address has one of these words (otherwise all)")
     parser.add_argument("--site", type=Path, default=ROOT / "site", help="what mkdocs built")
     parser.add_argument("--out", type=Path, required=True, help="directory for the pictures")
