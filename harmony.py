@@ -33,6 +33,9 @@ from tokenizer import Tokenizer, TokenizerError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 EFFORTS = ("low", "medium", "high")
+# What a message can be addressed to, and a tool can be called: one word, that is no role and no channel. So a header
+# with it has no second recipient, no other role, and no markup. (`render` itself takes any text, as the library does.)
+RECIPIENT = r"(?!(?:system|developer|user|assistant|tool|analysis|commentary|final|all)(?![\w-]))[\w.-]+"
 
 
 class HarmonyError(ValueError):
@@ -328,9 +331,9 @@ def _parse_header(header: str, role: str | None) -> Message:
 def _split_header(header: str) -> tuple[str | None, list[str]]:
     """The channel, and the words of the rest: split at ASCII's white space, and before <|constrain|>."""
     before, marker, after = header.partition("<|channel|>")
-    channel = re.match(rf"[^<{_WHITE_SPACE}]*", after)[0] if marker else None
+    channel = re.match(rf"[^<{re.escape(_WHITE_SPACE)}]*", after)[0] if marker else None
     expect(channel != "", HarmonyError, "header", "a name behind <|channel|>", repr(header))
-    rest = re.sub(rf"^[{_WHITE_SPACE}]+|[{_WHITE_SPACE}]+\Z", "", before + after[len(channel or ""):])
+    rest = (before + after[len(channel or ""):]).strip(_WHITE_SPACE)
     return channel, [word for word in re.split(r"[\t\n\f\r ]", rest.replace("<|constrain|>", " <|constrain|>")) if word]
 
 
@@ -396,7 +399,8 @@ cluster.""")
 
 # ---- Where Rust and Python differ -----------------------------------------------------------------------------------
 
-_WHITE_SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # Rust's; str.strip takes more
+_WHITE_SPACE = ("\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f"
+                "\u205f\u3000")  # Rust's; str.strip by itself takes more
 
 
 def _lines(text: str) -> list[str]:
