@@ -33,9 +33,6 @@ from tokenizer import Tokenizer, TokenizerError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 EFFORTS = ("low", "medium", "high")
-# What a message can be addressed to, and a tool can be called: one word, that is no role and no channel. So a header
-# with it has no second recipient, no other role, and no markup. (`render` itself takes any text, as the library does.)
-RECIPIENT = r"(?!(?:system|developer|user|assistant|tool|analysis|commentary|final|all)(?![\w-]))[\w.-]+"
 
 
 class HarmonyError(ValueError):
@@ -399,8 +396,8 @@ cluster.""")
 
 # ---- Where Rust and Python differ -----------------------------------------------------------------------------------
 
-_WHITE_SPACE = ("\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f"
-                "\u205f\u3000")  # Rust's; str.strip by itself takes more
+# Rust's; str.strip by itself takes more.
+_WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 
 
 def _lines(text: str) -> list[str]:

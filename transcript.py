@@ -24,9 +24,12 @@ from pathlib import Path
 from reprlib import repr as brief  # of a large or deep value the beginning
 
 from checkpoint import expect
-from harmony import BROWSER, EFFORTS, PYTHON, RECIPIENT, Message, SystemContent
+from harmony import BROWSER, EFFORTS, PYTHON, ROLES, Message, SystemContent
 
 CHANNELS = SystemContent.valid_channels
+# What a call can be addressed to: one word that is no role and no channel. A header that has it has no other recipient,
+# no other role and no markup in it. (harmony.render takes any text there, as OpenAI's library does.)
+RECIPIENT = rf"(?!(?:{'|'.join((*ROLES, *CHANNELS, 'all'))})(?![\w.-]))[\w.-]+"
 PARTS = ("reasoning", "content", "tool_calls")  # of an assistant's message, in the order in which they are said
 THOUGHT = ("reasoning", "reasoning_content", "thinking")  # as ours, DeepSeek's and Hugging Face's programs call it
 LARGEST = 256 * 2**20  # bytes of a file that is read
