@@ -228,8 +228,7 @@ class Conversation:
         return None
 
     def _shorten(self, text, room):
-        """At most RESULT characters, a quarter of the context, and half of the room that is left in it, so that there
-        can be an answer; of more, beginning and end."""
+        """At most RESULT characters, a quarter of the context, half of the room left; of more, beginning and end."""
         text, limit = text.encode(errors="replace").decode(), RESULT
         while True:
             short, head, tail = text, limit * 3 // 4, limit // 4
@@ -259,9 +258,10 @@ def shown(function):
 
 
 def on_one_line(value):
-    """What JSON can hold, with blanks for line breaks in all of its texts."""
+    """What JSON can hold, with blanks for line breaks in its texts, and quotes where a key looks like a heading."""
     try:
-        return json.loads(json.dumps(value), object_pairs_hook=lambda pairs: {flat(k): flat(v) for k, v in pairs})
+        return json.loads(json.dumps(value), object_pairs_hook=lambda pairs: {
+            json.dumps(key) if key[:1] in ("#", "}") else flat(key): flat(item) for key, item in pairs})
     except (TypeError, ValueError, RecursionError):
         return value  # `render` says what is wrong with it
 
