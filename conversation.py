@@ -38,9 +38,9 @@ from engine import LocalEngine  # noqa: F401  (the two engines are to be found h
 from grammar import Grammar, GrammarError
 from harmony import BROWSER, PYTHON, ROLES, DeveloperContent, Message, Namespace, SystemContent, render
 from remote import RemoteEngine  # noqa: F401
+from transcript import RECIPIENT
 
 CHANNELS = SystemContent.valid_channels  # analysis, commentary, final
-NOT_TOOLS = "|".join((*ROLES, *CHANNELS, "all"))  # recipients that are no tool
 SPEAKER = rf"\s*(?:(?:{'|'.join(ROLES)})\b|\w+\.[a-z]\w*)"  # a role, or a tool
 HEADER = re.compile(rf"(?:{SPEAKER})?(?:\s*to=[^\s<]*|\s*<\|(?:channel|constrain)\|>\s*[^\s<]*)*")
 CHANNEL = rf"<\|channel\|>\s*({'|'.join(CHANNELS)})\b"  # in a header: the channel
@@ -48,6 +48,7 @@ STOPS = ("<|end|>", "<|return|>", "<|call|>", "<|endoftext|>")  # the first: mor
 CALLS = 100  # of tools, in one turn: gpt-oss may search dozens of times, and a model that goes round comes to an end
 LIKELY = 64  # ids that Constraint asks about before it takes another way
 RESULT = 16_000  # characters of a tool's result that the model is told
+BREAKS = re.compile("\r\n?|[\n\v\f\x1c-\x1e\x85\u2028\u2029]")  # whatever a reader may take for the end of a line
 
 
 class Conversation:
@@ -82,7 +83,8 @@ class Conversation:
         date, spaces = self.date or today.today().isoformat(), {}
         for space in (tool.namespace for tool in self.tools):
             functions = spaces[space.name].functions if space.name in spaces else ()
-            spaces[space.name] = Namespace(space.name, space.description, (*functions, *space.functions))
+            spaces[space.name] = Namespace(space.name, space.description, (*functions, *map(shown, space.functions)))
+            expect(re.fullmatch(RECIPIENT, space.name), ValueError, "a tool", "a name", repr(space.name))
         builtin = [spaces.pop(space.name) for space in (BROWSER, PYTHON) if space.name in spaces]
         system = SystemContent(reasoning_effort=self.effort, conversation_start_date=date, tools=builtin)
         messages, developer = [Message("system", [system])], []
@@ -123,6 +125,8 @@ class Conversation:
         return text
 
     def _generate(self, ids, **sampling):
+        context = self.engine.context
+        expect(len(ids) < context, ValueError, "the prompt", f"fewer than {context} tokens, the context", str(len(ids)))
         if getattr(self.engine, "processes_logits", True):
             arguments = {}
             for space in (tool.namespace for tool in self.tools):
@@ -161,7 +165,7 @@ class Conversation:
                 return
             if not (reader.call and self.tools) or calls == CALLS or total == limit:
                 break
-            yield from self._call(reader.call)
+            yield from self._call(reader.call, self.engine.context - len(ids) - len(generated))
             ids = [*ids, *generated[:-1], self.tokenizer.special_tokens["<|call|>"],
                    *render(self.history[-1:], self.tokenizer)]
             rest = dict(sampling)
@@ -174,7 +178,7 @@ class Conversation:
             except ValueError as error:  # what the tool gave leaves no room
                 yield "note", f"stopped: {error}"
                 return
-        yield from self._ending(reader, total, calls, len(ids) + len(generated) > self.engine.context)
+        yield from self._ending(reader, total, calls, len(ids) + len(generated) >= self.engine.context)
 
     def _ending(self, reader, total, calls, full):
         """What there is to say when a turn has ended otherwise than by an answer."""
@@ -183,16 +187,17 @@ class Conversation:
         elif reader.call:
             yield "note", f"stopped after {total} tokens and {calls} call{'s' if calls != 1 else ''} of tools"
         elif not reader.over:
-            yield "note", (f"stopped: the context of {self.engine.context} tokens is full" if full else
-                           f"stopped after {total} tokens")
+            free = max(self.engine.context - len(self.prompt("")), 0)  # thoughts, and half a call, are left out there
+            yield "note", (f"stopped: the context of {self.engine.context} tokens is full; {free} are free for a next "
+                           "question, more if this one is taken back" if full else f"stopped after {total} tokens")
         elif not any(message.channel != "analysis" for message in reader.said()):
             yield "note", "the model ended its reply without an answer"
 
-    def _call(self, call):
+    def _call(self, call, room):
         """Runs the tool, and keeps call and result together: never one without the other."""
         result, self.calling = "The call failed.", call.recipient
         try:
-            result = self._result(call)
+            result = self._shorten(self._result(call), room)
         except KeyboardInterrupt:
             result = "The user interrupted this call."
             raise
@@ -205,11 +210,11 @@ class Conversation:
     def _result(self, call):
         tool = self.tool(call.recipient)
         if tool is None:
-            return self._shorten(f"Unknown function: {call.recipient}")
+            return f"Unknown function: {call.recipient}"
         try:
-            return self._shorten(str(tool.call(call.recipient, call.content)))
+            return str(tool.call(call.recipient, call.content))
         except Exception as error:  # whatever it is: the model is told, and can try something else
-            return self._shorten(f"Error: {str(error) or type(error).__name__}")
+            return f"Error: {str(error) or type(error).__name__}"
 
     def tool(self, recipient):
         """The tool that is meant by `namespace.function`, or None. Models also write functions.python for python, and
@@ -222,25 +227,49 @@ class Conversation:
                     return tool  # one with a namespace of its own says itself what it does not have
         return None
 
-    def _shorten(self, text):
-        """At most RESULT characters and a quarter of the context; of more, beginning and end."""
+    def _shorten(self, text, room):
+        """At most RESULT characters, a quarter of the context, half of the room left; of more, beginning and end."""
         text, limit = text.encode(errors="replace").decode(), RESULT
         while True:
             short, head, tail = text, limit * 3 // 4, limit // 4
             if len(text) > limit:
                 left = len(text) - head - tail
                 short = f"{text[:head]}\n[{left} characters left out]\n{text[len(text) - tail :]}"
-            if len(self.tokenizer.encode(short)) <= max(self.engine.context // 4, 100):
+            if len(self.tokenizer.encode(short)) <= max(min(self.engine.context // 4, room // 2), 100):
                 return short
             limit = min(limit, len(text)) // 2
 
 
 def response_format(schema):
     """How a developer message, at its end, says in which form the answer is wanted ("# Response Formats")."""
-    about = schema if isinstance(schema, dict) else {}
+    about = on_one_line(schema) if isinstance(schema, dict) else {}
     description = f"// {about['description']}\n" if "description" in about else ""
     text = json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
     return f"# Response Formats\n\n## {about.get('title', 'answer')}\n\n{description}{text}"
+
+
+def shown(function):
+    """A function as the model is shown it, with a name that is one, or ValueError. Nothing in it begins a line of the
+    developer message: of the description each line is a comment, and texts in the parameters have one line. (OpenAI's
+    library, and harmony.render, would let a parameter's description end the namespace and go on as instructions.)"""
+    expect(re.fullmatch(r"[\w.-]+", function.name), ValueError, "a function", "a name", repr(function.name))
+    return replace(function, description=BREAKS.sub("\n", function.description),
+                   parameters=on_one_line(function.parameters))
+
+
+def on_one_line(value):
+    """What JSON can hold, with blanks for line breaks in its texts, and quotes where a key looks like a heading."""
+    try:
+        return json.loads(json.dumps(value), object_pairs_hook=lambda pairs: {
+            json.dumps(key) if key[:1] in ("#", "}") else flat(key): flat(item) for key, item in pairs})
+    except (TypeError, ValueError, RecursionError):
+        return value  # `render` says what is wrong with it
+
+
+def flat(value):
+    if isinstance(value, list):
+        return [flat(item) for item in value]
+    return BREAKS.sub(" ", value) if isinstance(value, str) else value
 
 
 def grammar_of(parameters):
@@ -314,7 +343,8 @@ class Reader:
 
     def said(self):
         """The messages to keep: all that is no call, finished or not."""
-        unfinished = [] if self.message is None else [replace(self.message, content="".join(self.pieces))]
+        ended = self.message is None or any(message is self.message for message in self.messages)
+        unfinished = [] if ended else [replace(self.message, content="".join(self.pieces))]
         return [replace(message, channel=message.channel or "final") for message in (*self.messages, *unfinished)
                 if message.content and message.recipient is None]
 
@@ -326,7 +356,7 @@ class Reader:
             self.over, self.header = True, b""
             return
         channel, kind = re.search(CHANNEL, header), re.search(r"<\|constrain\|>\s*(\w+)", header)
-        tool = re.search(rf"\bto=(?!(?:{NOT_TOOLS})(?:[\s<]|$))([^\s<]+)", header)
+        tool = re.search(rf"\bto=({RECIPIENT})", header)
         self.message = Message("assistant", "", channel=channel and channel[1])
         if tool:
             self.message = Message("assistant", "", channel=channel[1] if channel else "commentary", recipient=tool[1],

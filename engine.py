@@ -15,6 +15,7 @@ No code is stored, so a file can do no more than be wrong; and what does not fit
 
 import hashlib
 import json
+import math
 import os
 import time
 import zlib
@@ -44,8 +45,8 @@ class LocalEngine:
     def __init__(self, model, caches=1, folder=None, note=lambda text: None):
         self.model, self.context = model, model.config.max_position_embeddings
         self.temperature = float(model.config.do_sample)
-        self.cache, self.held = model.new_cache(), []  # held: ids, the first cache.length of which have been read
-        self.caches, self.others = caches, []  # others: (cache, held), the one that was used last at the end
+        self.cache, self.held = model.new_cache(), []  # held: the ids of the prompt and reply that are under way
+        self.caches, self.others = caches, []  # others: caches, the one that was used last at the end
         self.files = None if folder is None else PromptFiles(folder, model, note)
 
     def generate(self, tokens, **sampling):
@@ -54,7 +55,7 @@ class LocalEngine:
         tokens = list(tokens)
         known = self._choose(tokens[:-1])  # the last id is read for its logits
         gptoss.generate(self.model, tokens[known:], cache=self.cache, **sampling)  # raises, or does nothing yet
-        self.held = tokens
+        self.cache.ids = self.held = tokens  # (not before: only now is all that the cache holds a beginning of these)
         return self._steps(tokens, sampling)
 
     def _steps(self, held, sampling):
@@ -77,28 +78,30 @@ class LocalEngine:
 
         It is the cache with the longest beginning of the prompt, rewound. But if more would be lost than kept (the
         beginning may be the system message that all prompts share), another takes a copy of that beginning: a new
-        one, or the one that was not used for the longest time."""
-        self.others.append((self.cache, self.held))
+        one, or the one that was not used for the longest time.
+
+        Each cache knows its ids, the first `length` of which it has read. That holds after every line here and in
+        `copy`, so an exception anywhere, also by Ctrl-C or for want of memory, leaves no cache that is taken for
+        another one."""
+        self.held = []  # what an earlier call gave ends
+        self.others = [*(cache for cache in self.others if cache is not self.cache), self.cache]
         if self.files:
             path, n = self.files.best(tokens)
-            if n > max(common(held[: cache.length], tokens) for cache, held in self.others):
-                place, ids = self._place(), self.files.ids[path]
-                self.others.append((place, ids if self.files.read(path, place) else []))
-                place.rewind(n)
-        shared = [common(held[: cache.length], tokens) for cache, held in self.others]
-        best = max(range(len(shared)), key=lambda n: (shared[n], n))
-        known, (self.cache, _) = shared[best], self.others[best]
-        if 2 * known >= self.cache.length:
-            del self.others[best]
-        elif (place := self._place()) is not self.cache:
-            copy([layer[:, :, :known] for layer in self.cache.layers], place)
-            self.cache = place
-        self.held = tokens
-        return self.cache.rewind(known)
+            if n > max(shared(cache, tokens) for cache in self.others):
+                place = self._place()
+                self.files.read(path, place)
+                self.others.append(place)
+        best = max(reversed(self.others), key=lambda cache: shared(cache, tokens))
+        known = shared(best, tokens)
+        if 2 * known < best.length and (place := self._place()) is not best:
+            copy([layer[:, :, :known] for layer in best.layers], place, tokens[:known])
+            best = place
+        self.others, self.cache = [cache for cache in self.others if cache is not best], best
+        return best.rewind(known)
 
     def _place(self):
         """A cache to be overwritten."""
-        return self.model.new_cache() if len(self.others) < self.caches else self.others.pop(0)[0]
+        return self.model.new_cache() if len(self.others) < self.caches else self.others.pop(0)
 
 
 def common(ids, tokens):
@@ -106,12 +109,18 @@ def common(ids, tokens):
     return next((n for n, (a, b) in enumerate(zip(ids, tokens, strict=False)) if a != b), min(len(ids), len(tokens)))
 
 
-def copy(layers, cache):
-    """Fills a cache with keys and values, one [2, G, n, D] for each layer."""
+def shared(cache, tokens):
+    """How many ids at the beginning of `tokens` a cache holds."""
+    return common(getattr(cache, "ids", [])[: cache.length], tokens)
+
+
+def copy(layers, cache, ids):
+    """Fills a cache with keys and values, one [2, G, n, D] for each layer, which are those of n ids."""
     cache.rewind(0)
+    cache.ids = ids
     for i, layer in enumerate(layers):
-        cache.extend(i, layer.shape[2])[:] = layer
-    cache.length = layer.shape[2]
+        cache.extend(i, len(ids))[:] = layer
+    cache.length = len(ids)
 
 
 # ---- On disk --------------------------------------------------------------------------------------------------------
@@ -130,10 +139,15 @@ class PromptFiles:
                     path.unlink()
         for path in sorted(self.folder.glob("*.kv")):
             try:
-                with open(path, "rb") as file:
+                with self._open(path) as file:
                     self.ids[path] = self._head(path, file)[1].tolist()
             except (OSError, ValueError) as error:
                 note(f"{error}; it is not used")
+
+    def _open(self, path):
+        """A file to be read; not a pipe or a device, which could wait for ever or have no end."""
+        expect(path.is_file(), ValueError, path, "a prompt's keys and values", "no such file, or a device")
+        return open(path, "rb")
 
     def best(self, tokens):
         """(path, n): the file with the longest beginning of a prompt, n tokens."""
@@ -142,24 +156,23 @@ class PromptFiles:
         return path, shared.get(path, 0)
 
     def read(self, path, cache):
-        """Fills a cache. False, and the cache is empty, if the file cannot be used after all."""
+        """Fills a cache. It is empty if the file cannot be used after all."""
         cache.rewind(0)
         try:
-            with open(path, "rb") as file:
+            with self._open(path) as file:
                 (shape, dtype), ids, sum = self._head(path, file)
                 layers = []
                 for _ in cache.layers:
-                    data = file.read(np.prod(shape) * dtype.itemsize)
+                    data = file.read(math.prod(shape) * dtype.itemsize)
                     sum = zlib.crc32(data, sum)
                     layers.append(np.frombuffer(data, dtype).reshape(shape))
                 expect(file.read() == sum.to_bytes(4, "little"), ValueError, path, "its checksum", "another")
-            copy(layers, cache)
-            os.utime(path)  # it was used
-            return True
+            copy(layers, cache, ids.tolist())
+            with suppress(OSError):  # of a folder that cannot be written to
+                os.utime(path)  # it was used
         except (OSError, ValueError) as error:
             self.note(f"{error}; it is not used")
             del self.ids[path]
-            return False
 
     def keep(self, ids, cache):
         """Writes what a cache holds, if enough of it is new: half as much again as a file has, so that a conversation
@@ -181,6 +194,7 @@ class PromptFiles:
             return
         beside = self.folder / f".{path.stem}.{os.getpid()}.part"
         try:
+            beside.unlink(missing_ok=True)  # of a program that was killed and had the same number
             with open(beside, "xb") as file:
                 checksum = 0
                 for part in (head, data, *layers):
@@ -233,7 +247,7 @@ class PromptFiles:
         for name, value in expected.items():
             expect(said.get(name) == value, ValueError, f"{path}: {name}", str(value), str(said.get(name)))
         shape, dtype = expected["shape"], np.dtype(expected["dtype"])
-        size = len(line) + 4 * n + expected["layers"] * int(np.prod(shape)) * dtype.itemsize + 4
+        size = len(line) + 4 * n + expected["layers"] * math.prod(shape) * dtype.itemsize + 4
         expect(os.fstat(file.fileno()).st_size == size, ValueError, path, f"{size:,} bytes",
                f"{os.fstat(file.fileno()).st_size:,}")
         data = file.read(4 * n)

@@ -40,6 +40,7 @@ from urllib.parse import unquote
 from checkpoint import expect
 
 LEVELS, BLANKS, DIGITS = 64, 40, 20  # bounds on what a model may repeat
+LONGEST, PARTS, ALTERNATIVES = 120_000, 5000, 500  # of a schema: characters, parts after merging, those of one oneOf
 
 
 class GrammarError(ValueError):
@@ -64,9 +65,11 @@ def settle(tops):
     """The state in which the rules among these tops are replaced by what they may become, until every top reads."""
     below = {}  # symbol -> the state below it
     while tops:
-        changed = {}
-        for symbol, rest in tops:
-            rest = below[symbol] | rest if symbol in below else rest
+        found, changed = {}, {}
+        for symbol, rest in tops:  # gathered first: to unite them one by one would take the square of the time
+            found.setdefault(symbol, [below[symbol]] if symbol in below else []).append(rest)
+        for symbol, rests in found.items():
+            rest = rests[0] if len(rests) == 1 else frozenset().union(*rests)
             if rest != below.get(symbol):  # if it is, a rule has become itself
                 below[symbol] = changed[symbol] = rest
         tops = [top for symbol, rest in changed.items() if type(symbol) is tuple
@@ -136,8 +139,11 @@ def one_of(texts):
     """What follows the opening quote of one of these strings, however its characters are spelled."""
     if "" in texts:
         yield (b'"',)
-    for char in dict.fromkeys(text[:1] for text in texts if text):
-        after = one_of, tuple(text[1:] for text in texts if text[:1] == char)
+    rests = {}
+    for text in filter(None, texts):
+        rests.setdefault(text[0], []).append(text[1:])
+    for char, rest in rests.items():
+        after = one_of, tuple(rest)
         if char >= " " and char not in '"\\':
             yield *exactly(char), after
         if char in SHORT:
@@ -290,13 +296,14 @@ class Grammar:
     States can be compared and hashed, and never change."""
 
     def __init__(self, schema):
-        self._nodes = {}
+        self._nodes, nodes = {}, []
+        self._complete = nodes.append  # children before their parents, except where a schema refers to itself
         try:
             self._schema = as_json(schema)
             root = self._node(self._schema, "schema")
         except RecursionError:
             raise GrammarError("schema: expected fewer levels of nesting, found too many to read") from None
-        nodes, before = [*reversed(self._nodes.values())], None
+        before = None
         while before != (before := [node.height for node in nodes]):  # what needs itself for ever stays at inf
             for node in nodes:
                 node.height = min(map(height, node.choices), default=math.inf)
@@ -319,8 +326,10 @@ class Grammar:
         schema = {} if schema is True else schema
         key = json.dumps(schema)
         if key not in self._nodes:
+            expect(len(self._nodes) < PARTS, GrammarError, "schema", f"at most {PARTS} parts", "more")
             node = self._nodes[key] = Node()
             node.choices = [*self._choices(checked(schema, where), where)] if schema is not False else []
+            self._complete(node)
         return self._nodes[key]
 
     def _choices(self, schema, where):
@@ -341,6 +350,7 @@ class Grammar:
             yield 0, [node], value, node
         if keyword == "oneOf":
             targets = [self._target(part, name) for name, part in parts.items()]
+            expect(len(targets) <= ALTERNATIVES, GrammarError, f"{where}.oneOf", f"at most {ALTERNATIVES}", "more")
             expect(all(apart(*pair) for pair in combinations(targets, 2)), GrammarError, f"{where}.oneOf",
                    "alternatives of different types, or with different constants as a required property",
                    "some that may overlap")
@@ -358,7 +368,8 @@ class Grammar:
     def _constants(self, schema, where):
         beside = min(schema.keys() - {"enum", "const", "type"}, default=None)
         expect(beside is None, GrammarError, where, "nothing but a type beside an enum or a const", beside)
-        found = [constant for constant in constants(schema) if KINDS[type(constant)] in kinds_of(schema)]
+        kinds = kinds_of(schema)
+        found = [constant for constant in constants(schema) if KINDS[type(constant)] in kinds]
         if texts := tuple(text for text in found if isinstance(text, str)):
             yield 0, [], scalar, (b'"', (one_of, texts))
         for constant in found:
@@ -435,8 +446,9 @@ def apart(one, other):
     """Whether it is clear that no value satisfies both schemas: by their types, or by constants."""
     if not isinstance(one, dict) or not isinstance(other, dict):
         return False
+    one, other = checked(one, "schema.oneOf"), checked(other, "schema.oneOf")
     if None not in (a := constants(one), b := constants(other)):
-        return not any(same(left, right) for left in a for right in b)
+        return {*map(canonical, a)}.isdisjoint(map(canonical, b))
     kinds, properties = kinds_of(one) & kinds_of(other), [schema.get("properties", {}) for schema in (one, other)]
     names = {*one.get("required", ())}.intersection(other.get("required", ()), *properties)
     return not kinds or kinds == {"object"} and any(apart(*(part[name] for part in properties)) for name in names)
@@ -458,9 +470,12 @@ def kinds_of(schema):
 def as_list(found):
     return found if isinstance(found, list) else [found]
 
+def canonical(value):
+    """A text that two values share if they are equal as JSON. (In Python, True equals 1.)"""
+    return json.dumps(value, sort_keys=True)
+
 def same(one, other):
-    """Whether two values are equal as JSON. (In Python, True equals 1.)"""
-    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+    return canonical(one) == canonical(other)
 
 def as_json(schema):
     """`schema` as JSON holds it. There 1.0 is an integer."""
@@ -469,4 +484,5 @@ def as_json(schema):
         text.encode()
     except (TypeError, ValueError) as reason:
         raise GrammarError(f"schema: expected what JSON can hold, found {reason}") from None
+    expect(len(text) <= LONGEST, GrammarError, "schema", f"at most {LONGEST:,} characters", f"{len(text):,}")
     return json.loads(text, parse_float=lambda text: int(float(text)) if float(text).is_integer() else float(text))

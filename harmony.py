@@ -328,9 +328,9 @@ def _parse_header(header: str, role: str | None) -> Message:
 def _split_header(header: str) -> tuple[str | None, list[str]]:
     """The channel, and the words of the rest: split at ASCII's white space, and before <|constrain|>."""
     before, marker, after = header.partition("<|channel|>")
-    channel = re.match(rf"[^<{_WHITE_SPACE}]*", after)[0] if marker else None
+    channel = re.match(rf"[^<{re.escape(_WHITE_SPACE)}]*", after)[0] if marker else None
     expect(channel != "", HarmonyError, "header", "a name behind <|channel|>", repr(header))
-    rest = re.sub(rf"^[{_WHITE_SPACE}]+|[{_WHITE_SPACE}]+\Z", "", before + after[len(channel or ""):])
+    rest = (before + after[len(channel or ""):]).strip(_WHITE_SPACE)
     return channel, [word for word in re.split(r"[\t\n\f\r ]", rest.replace("<|constrain|>", " <|constrain|>")) if word]
 
 
@@ -396,7 +396,8 @@ cluster.""")
 
 # ---- Where Rust and Python differ -----------------------------------------------------------------------------------
 
-_WHITE_SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # Rust's; str.strip takes more
+# Rust's; str.strip by itself takes more.
+_WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 
 
 def _lines(text: str) -> list[str]:

@@ -18,13 +18,18 @@ thought in gpt-oss".
 import errno
 import json
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
+from reprlib import repr as brief  # of a large or deep value the beginning
 
 from checkpoint import expect
-from harmony import BROWSER, EFFORTS, PYTHON, Message, SystemContent
+from harmony import BROWSER, EFFORTS, PYTHON, ROLES, Message, SystemContent
 
 CHANNELS = SystemContent.valid_channels
+# What a call can be addressed to: one word that is no role and no channel. A header that has it has no other recipient,
+# no other role and no markup in it. (harmony.render takes any text there, as OpenAI's library does.)
+RECIPIENT = rf"(?!(?:{'|'.join((*ROLES, *CHANNELS, 'all'))})(?![\w.-]))[\w.-]+"
 PARTS = ("reasoning", "content", "tool_calls")  # of an assistant's message, in the order in which they are said
 THOUGHT = ("reasoning", "reasoning_content", "thinking")  # as ours, DeepSeek's and Hugging Face's programs call it
 LARGEST = 256 * 2**20  # bytes of a file that is read
@@ -70,8 +75,8 @@ def from_openai(messages, where="messages"):
     """(instructions, history) of a list of JSON objects. Instructions, or None: what system and developer say.
 
     Takes what other programs write too: texts in parts, other names of the thought, arguments that are objects, several
-    calls at once. Each call is followed by its result. Keys that it does not know are ignored. Raises ValueError for
-    what it cannot read, a sentence that begins with `where`."""
+    calls at once. Each call is followed by its result. Keys that it does not know are ignored. Whatever history comes
+    out can be rendered. Raises ValueError for what it cannot read, a sentence that begins with `where`."""
     instructions, history, calls = [], [], set()
     results = {}  # of each id in order: some programs use one again in every turn
     for message in _expect(messages, list, where):
@@ -88,10 +93,10 @@ def from_openai(messages, where="messages"):
         elif role == "tool":
             id = message.get("tool_call_id")
             known = isinstance(id, str) and id in calls
-            expect(known, ValueError, f"{at}.tool_call_id", "the id of a call before it", repr(id))
+            expect(known, ValueError, f"{at}.tool_call_id", "the id of a call before it", brief(id))
         else:
             expect(role == "assistant", ValueError, f"{at}.role", "user, assistant, tool, developer or system",
-                   repr(role))
+                   brief(role))
             history += _assistant(message, text, calls, results, at)
     return "\n\n".join(instructions) if instructions else None, history
 
@@ -109,7 +114,8 @@ def _assistant(message, text, calls, results, at):
         recipient, channel = addressed(_expect(function.get("name"), str, f"{where}.function.name"))
         if "recipient" in call:
             recipient, channel = _expect(call["recipient"], str, f"{where}.recipient"), call.get("channel")
-            expect(channel in CHANNELS, ValueError, f"{where}.channel", f"one of {', '.join(CHANNELS)}", repr(channel))
+            expect(channel in CHANNELS, ValueError, f"{where}.channel", f"one of {', '.join(CHANNELS)}", brief(channel))
+        expect(re.fullmatch(RECIPIENT, recipient), ValueError, where, "the name of a tool", brief(recipient))
         arguments = function.get("arguments")
         arguments = json.dumps(arguments) if isinstance(arguments, dict) else arguments
         id = _expect(call.get("id"), str, f"{where}.id")
@@ -124,18 +130,19 @@ def _assistant(message, text, calls, results, at):
 
 def _text(content, where):
     """A text, or the parts of one."""
-    if content is None or isinstance(content, str):
-        return content or ""
-    expect(isinstance(content, list), ValueError, where, "a text or a list of parts", repr(content))
+    content = [{"text": content or ""}] if content is None or isinstance(content, str) else content
+    expect(isinstance(content, list), ValueError, where, "a text or a list of parts", brief(content))
     for n, part in enumerate(content):
         readable = isinstance(part, dict) and isinstance(part.get("text"), str)
-        expect(readable, ValueError, f"{where}[{n}]", "a part with a text", repr(part))
-    return "".join(part["text"] for part in content)
+        expect(readable, ValueError, f"{where}[{n}]", "a part with a text", brief(part))
+    text = "".join(part["text"] for part in content)
+    expect(not re.search("[\ud800-\udfff]", text), ValueError, where, "whole characters", "half a surrogate pair")
+    return text
 
 
 def _expect(value, kind, where):
     names = {dict: "an object", list: "a list", str: "a text"}
-    expect(isinstance(value, kind), ValueError, where, names[kind], repr(value))
+    expect(isinstance(value, kind), ValueError, where, names[kind], brief(value))
     return value
 
 
@@ -151,16 +158,18 @@ def save(path, history, *, instructions=None, effort="medium"):
 
 
 def write(path, data):
-    """Writes a file, whole or not at all. Raises OSError."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    """Writes a file, whole or not at all. A link stays, and what it leads to is written. Raises OSError."""
+    target = Path(os.path.realpath(path))
+    beside = target.with_name(f".{target.name}.{os.getpid()}")
     if path.exists() and not path.is_file():
         raise OSError(errno.EEXIST, "expected a name for a file, found a directory or a device", str(path))
     try:
+        beside.unlink(missing_ok=True)  # of a program that was killed and had the same number
         with open(beside, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())  # before the name changes: else a crash could leave an empty file under it
-        os.replace(beside, path)
+        os.replace(beside, target)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None  # and not the name beside it
     finally:
@@ -175,15 +184,17 @@ def load(path):
     path = Path(path)
     expect(path.is_file(), ValueError, path, "a saved conversation",
            "a directory or a device" if path.exists() else "no such file")
-    size = path.stat().st_size
-    expect(size <= LARGEST, ValueError, path, f"at most {LARGEST:,} bytes", f"{size:,}")
+    with open(path, "rb") as file:
+        data = file.read(LARGEST + 1)
+    expect(len(data) <= LARGEST, ValueError, path, f"at most {LARGEST:,} bytes", "more")
     try:
-        body = json.loads(path.read_bytes())
+        body = json.loads(data)
+        json.dumps(body)  # what is nested too deep to be read or written again is found here, and not somewhere
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON, found {str(error)[:200]}") from None
     body = {"messages": body} if isinstance(body, list) else _expect(body, dict, path)
     effort = body.get("reasoning_effort")
     expect(effort in (None, *EFFORTS), ValueError, f"{path}: reasoning_effort", f"one of {', '.join(EFFORTS)}",
-           repr(effort))
+           brief(effort))
     instructions, history = from_openai(body.get("messages"), f"{path}: messages")
     return instructions, effort, history

@@ -182,7 +182,7 @@ def test_a_bad_line_in_a_pipe_does_not_end_the_conversation():
     (["--max-tokens", "0"], "argument --max-tokens: expected an integer of at least 1, found '0'"),
     (["--prompt", ""], "--prompt: expected a text, found nothing"),
     (["--prompt", b"\xff"], "surrogate"),
-    (["--prompt", "a b " * 5000], "at most 4096, the context"),
+    (["--prompt", "a b " * 5000], "fewer than 4096 tokens, the context"),
     (["--frob"], "unrecognized arguments: --frob"),
     (["--load", "nowhere.json"], "nowhere.json: expected a saved conversation, found no such file"),
     (["--load", "nano/config.json"], "nano/config.json: messages: expected a list, found None"),
@@ -207,4 +207,4 @@ def test_bad_input_gets_one_line_and_status_2(arguments, message):
 
 def test_system_instructions_reach_the_model():
     done = run("--prompt", QUESTION, "--system", "x " * 4096)
-    assert done.returncode == 2 and "at most 4096, the context" in done.stderr.decode()
+    assert done.returncode == 2 and "fewer than 4096 tokens, the context" in done.stderr.decode()

@@ -167,7 +167,7 @@ def test_what_is_typed_wrong_is_said(person, tmp_path):
     one.sees(rf'{ANSWER}.*^> Say \"\"\"a\"\"\"\n\n\S.*tokens/s')
     (tmp_path / "long.txt").write_text("a b c d " * 9000)
     one.types(f"/read {tmp_path}/long.txt\r/retry\r")
-    one.sees(r"at most 4096, the context")
+    one.sees(r"fewer than 4096 tokens, the context")
     one.types("/set\r/undo\r/undo\r")  # all is as it was, but that the files are gone
     one.sees(rf"temperature 0\.0   seed 2\n.*Taken back: Say .*Taken back: {re.escape(QUESTION)}")
     one.types('/reset now\r/usr/bin is what?\r"""/reset"""\r/read nano/model.safetensors\r')
@@ -205,7 +205,7 @@ def test_edit_and_load_lose_nothing(person, tmp_path):
     one.types("\x15")
     one.edits(">")
     one.types(f"/read {tmp_path}/long.txt\rAgain\r/load {tmp_path}/bad.json\r/load ~nobody-here/x\r")
-    one.sees(r"at most 4096, the context.*bad.json: .*surrogate.*~nobody-here/x: expected a saved conversation, found")
+    one.sees(r"fewer than 4096 tokens, the context.*bad.json: .*surrogate.*~nobody-here/x: expected a saved conversation, found")
     one.types("/undo\r/undo\r/undo\r")
     one.sees(rf"Taken back: Hello!.*Taken back: {re.escape(QUESTION)}.*There is nothing to take back")
 
@@ -274,7 +274,7 @@ def test_the_context_fills_and_that_is_said(person, tmp_path):
     one.types(f"/read {tmp_path}/long.txt\r{QUESTION}\r")
     one.sees(r"the context is [89]\d% full; when it is full no more can be said: /undo takes back the last question")
     one.types(f"/read {tmp_path}/longer.txt\r{QUESTION}\r")
-    one.sees(r"at most 4096, the context, found \d+ with the cache; ask something shorter, or make room with /reset")
+    one.sees(r"fewer than 4096 tokens, the context, found \d+ with the cache; ask something shorter, or make room with /reset")
     one.types(f"/reset\r{QUESTION}\r")
     one.sees(ANSWER)
 
