@@ -160,9 +160,12 @@ class Output:
 def without_network():
     """The command to put before another, so that this one runs without a network: unshare (util-linux), which needs no
     rights where users may have namespaces. [] where it does not work. If it can, it also gives the command a /proc and
-    process ids of its own: it is shown no other processes, and its own end with it, however they detach themselves."""
+    process ids of its own: it is shown no other processes, and its own end with it, however they detach themselves.
+    setpriv (util-linux, too) then takes away the rights over these namespaces: else the code could unmount its /proc,
+    and find the one of this machine below."""
     program, alone = shutil.which("unshare"), ["--map-root-user", "--net"]
-    for options in [[*alone, "--pid", "--fork", "--kill-child", "--mount-proc"], alone] if program else []:
+    own = [*alone, "--pid", "--fork", "--kill-child", "--mount-proc"]
+    for options in [[*own, "setpriv", "--no-new-privs", "--bounding-set=-all"], own, alone] if program else []:
         command = [program, *options]
         with suppress(OSError, subprocess.TimeoutExpired):
             tried = subprocess.run([*command, sys.executable, "-I", "-c", ""], stdin=subprocess.DEVNULL,
