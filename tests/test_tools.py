@@ -232,6 +232,23 @@ def test_the_code_does_not_find_this_project(shared):
         assert "ModuleNotFoundError" in shared.call("python", f"import {module}")
 
 
+UNMOUNT = """\
+import ctypes, os
+if os.getpid() == 1:  # it has a /proc of its own, and is to find no other below; elsewhere it would be the machine's
+    libc = ctypes.CDLL(None)
+    libc.umount2(b"/proc", 2)
+    libc.unshare(0x10020000)  # root of other namespaces
+    libc.umount2(b"/proc", 2)
+b"pytest" in open("/proc/PID/cmdline", "rb").read()"""
+
+
+@BOTH_WAYS
+def test_the_code_sees_this_program_only_where_it_has_no_proc_of_its_own(tool):
+    shown = tool.call("python", UNMOUNT.replace("PID", str(os.getpid())))
+    alone = "--pid" in tool.process.command
+    assert "FileNotFoundError" in shown if alone else shown == "True\n"
+
+
 @BOTH_WAYS
 def test_the_network_is_off_where_the_system_allows_it(tool):
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -417,6 +434,7 @@ j: boolean | null,
     ("do", '{"kind": "r = object()"}', '"<object object at '),
     ("do", '{"kind": "r = []; r.append(r)"}', "[[...]]"),
     ("do", '{"kind": "r = bytes([255])"}', "b'\\xff'"),
+    ("do", '{"kind": "r = float(\'nan\')"}', "NaN"),
     ("do", '{"kind": "r = chr(0xd800)"}', "\\ud800"),
     ("do", '{"kind": "print(1); r = 2"}', "1\n2"),  # what is printed comes first
     ("do", '{"kind": "os.write(1, bytes([98, 10])); os.write(2, bytes([99, 10])); r = 2"}', "b\nc\n2"),
@@ -451,6 +469,9 @@ def test_a_function_is_called(name, content, told, offered):
     ("do", '{"kind": "Point(x=\'no\')"}', r"ValidationError: 1 validation error for Point .* \(good.py, line LINE\)"),
     ("do", '{"kind": "f = lambda: g()\\nglobals().update(f=f, g=lambda: f())\\nf()"}',
      r"RecursionError: .* \(good.py, line LINE\)"),
+    ("do", '{"kind": "r = type(\'A\', (), {\'__repr__\': lambda self: 1/0})()"}',
+     "ZeroDivisionError: division by zero"),
+    ("do", '{"kind": "r = []\\nfor _ in range(10**5): r = [r]"}', "RecursionError: .*"),
     ("do", '{"kind": "crash"}', "do: the process ended with exit code 3"),
     ("do", '{"kind": "import ctypes; ctypes.string_at(0)"}', "do: the process was ended by signal 11"),
     ("do", '{"kind": "for fd in range(3, 9):\\n try: os.write(fd, bytes([91, 10]))\\n except OSError: pass"}',
