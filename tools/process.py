@@ -161,12 +161,12 @@ def without_network():
     """The command to put before another, so that this one runs without a network: unshare (util-linux), which needs no
     rights where users may have namespaces. [] where it does not work. If it can, it also gives the command a /proc and
     process ids of its own: it is shown no other processes, and its own end with it, however they detach themselves.
-    setpriv (util-linux, too) then takes away the rights over these namespaces: else the code could unmount its /proc,
-    and find the one of this machine below."""
+    (As root of these namespaces the code could unmount its /proc, and find the machine's below. setpriv, of util-linux
+    too, takes that right away.)"""
     program, alone = shutil.which("unshare"), ["--map-root-user", "--net"]
-    own = [*alone, "--pid", "--fork", "--kill-child", "--mount-proc"]
-    for options in [[*own, "setpriv", "--no-new-privs", "--bounding-set=-all"], own, alone] if program else []:
-        command = [program, *options]
+    own = ["--pid", "--fork", "--kill-child", "--mount-proc", "setpriv", "--no-new-privs", "--bounding-set=-all"]
+    for options in [own, []] if program else []:
+        command = [program, *alone, *options]
         with suppress(OSError, subprocess.TimeoutExpired):
             tried = subprocess.run([*command, sys.executable, "-I", "-c", ""], stdin=subprocess.DEVNULL,
                                    capture_output=True, timeout=10)
