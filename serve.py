@@ -49,12 +49,13 @@ from serving.turn import End, Gone, answer, check, complete, fits
 
 WAITING = 64  # requests that wait for the engine; the next is told to come again
 AGAIN = 5  # seconds after which
-LARGEST, DEEPEST = 16 * 2**20, 200  # of a body: bytes, levels of nesting
+LARGEST, MOST, DEEPEST = 8 * 2**20, 300_000, 200  # of a body: bytes, values, levels of nesting
 SILENCE = 10  # seconds after which a client hears that it is not forgotten
 IDLE = 60  # seconds without a request after which the thread ends
 KEPT = 64 * 2**20  # bytes of earlier responses, for previous_response_id
 LOCAL = ("localhost", "127.0.0.1", "::1")
 MISTAKE = "an error in the server; its log has it"
+EXPECTED = (ValueError, OSError, MemoryError, Gone)  # what may happen, and is no mistake in this program
 
 
 # ---- The thread that owns the engine --------------------------------------------------------------------------------
@@ -71,11 +72,12 @@ class Queue:
         with self.changed:
             if len(self.jobs) >= WAITING:
                 raise Refused(f"{WAITING} requests are waiting already; try again later", 429, "rate_limit_exceeded")
+            if self.thread is None:
+                thread = threading.Thread(target=self._work, name="engine", daemon=True)
+                thread.start()  # if the system gives none, the next request tries again
+                self.thread = thread
             self.jobs.append(job)
             self.changed.notify()
-            if self.thread is None:
-                self.thread = threading.Thread(target=self._work, name="engine", daemon=True)
-                self.thread.start()
 
     def leave(self, job):
         """Its client has left, or has its answer."""
@@ -112,9 +114,9 @@ class Job:
                     if self.gone.is_set():
                         return
                     self._put(piece)
-        except (ValueError, EngineError, Gone) as error:
+        except EXPECTED as error:
             self._put(error)
-        except Exception:  # a mistake in this program: the log has it, and the next client gets its answer
+        except BaseException:  # a mistake in this program: the log has it, and the next client gets its answer
             logging.getLogger("uvicorn.error").exception("while answering")
             self._put(Refused(MISTAKE, 500, "server_error"))
 
@@ -249,7 +251,7 @@ class Stream(Response):
         except Gone:
             return
         except Exception as error:  # the status is sent: only an event can say so
-            if not isinstance(error, (ValueError, EngineError)):
+            if not isinstance(error, EXPECTED):
                 logging.getLogger("uvicorn.error").exception("while answering")
             for event in form.failed(failure(error)[0]):
                 yield form.text(event)
@@ -290,20 +292,22 @@ async def body_of(request):
 
 
 def parsed(data):
-    """The JSON object in a body. Nothing in it is so deep or so large that it could not be written again."""
+    """The JSON object in a body, in UTF-8. Nothing in it is so deep or so large that it could not be written again."""
     def finite(text):
         expect(math.isfinite(number := float(text)), ValueError, "body", "finite numbers", text)
         return number
 
     try:
-        body = json.loads(data, parse_constant=finite, parse_float=finite)
+        body = json.loads(data.decode("utf-8-sig"), parse_constant=finite, parse_float=finite)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"body: expected JSON, found {str(error)[:200]}") from None
     expect(isinstance(body, dict), ValueError, "body", "a JSON object", "other JSON")
-    values = [body]
+    values, count = [body], 0
     for _ in range(DEEPEST):
         values = [inner for value in values if isinstance(value, dict | list)
                   for inner in (value.values() if isinstance(value, dict) else value)]
+        count += len(values)
+        expect(count <= MOST, ValueError, "body", f"at most {MOST} values", "more")
     expect(not values, ValueError, "body", f"at most {DEEPEST} levels of nesting", "more")
     return body
 
@@ -313,9 +317,12 @@ def failure(error):
     if isinstance(error, Gone):
         return "the client has left", 499, None  # nobody hears it
     if isinstance(error, ValueError):
-        return str(error), getattr(error, "status", 400), getattr(error, "code", None)
+        return str(error)[:500], getattr(error, "status", 400), getattr(error, "code", None)
     if isinstance(error, EngineError):
         return str(error), 502, "server_error"
+    if isinstance(error, OSError | MemoryError):
+        found = getattr(error, "strerror", None) or "too little memory"
+        return f"this machine: expected room for the request, found {found}", 503, "server_error"
     if isinstance(error, HTTPException):
         return error.detail, error.status_code, None
     return MISTAKE, 500, "server_error"
@@ -382,7 +389,7 @@ def app(engine, tokenizer, *, model_name="gpt-oss", api_key=None, builtin=None, 
     if origins:  # outside: it answers the questions that a browser asks beforehand, which come without a key
         allowed = {"allow_origins": origins, "allow_methods": ["*"], "allow_headers": ["*"]}
         middleware.insert(0, Middleware(CORSMiddleware, **allowed))
-    handlers = dict.fromkeys((ValueError, EngineError, HTTPException, Gone, Exception), refusal)
+    handlers = dict.fromkeys((*EXPECTED, HTTPException, Exception), refusal)
     return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
 
 

@@ -140,7 +140,7 @@ def choice(body, functions, builtin):
         if said.get("type") in [*BUILTIN]:  # a list, because what is said may have no hash
             return functions, builtin, []
         name = about.get("name")
-        expect(name in names, ValueError, "tool_choice", f"one of the functions, {', '.join(names)}", repr(name))
+        expect(name in names, ValueError, "tool_choice", f"one of the functions, {', '.join(names)[:200]}", repr(name))
         return functions, builtin, [name]
     expect(said in (None, "auto", "none", "required", "any"), ValueError, "tool_choice",
            "auto, none, required or a function", repr(said))

@@ -34,8 +34,8 @@ def read(body, store=None):
     if (previous := get(body, "previous_response_id", str)) is not None:
         known = store(previous) if store else None
         if known is None:
-            raise Refused(f"previous_response_id: expected that of a response that is still kept, found {previous!r}",
-                          404, "previous_response_not_found")
+            raise Refused("previous_response_id: expected that of a response that is still kept, found "
+                          f"{previous[:200]!r}", 404, "previous_response_not_found")
         items = known + items
     body["input"] = items
     instructions, history = from_openai(messages(items), "input")

@@ -461,6 +461,12 @@ def test_the_browser_cites_what_it_read(ask, tokenizer, tmp_path):
     ("responses", b"{", 400, "body", None), ("responses", b"[]", 400, "body", None),
     ("responses", b'{"input": NaN}', 400, "body", None), ("responses", b'{"input": "", "x": 1e999}', 400, "body", None),
     ("responses", b'{"x":' * 300 + b"1" + b"}" * 300, 400, "body", None),
+    ("responses", b'{"input": "?", "x": [' + b"[]," * 400_000 + b"[]]}", 400, "body", None),
+    ("responses", '{"input": "?"}'.encode("utf-16"), 400, "body", None),
+    ("responses", {"input": "?", "previous_response_id": "x" * 10**6}, 404, "previous_response_id",
+     "previous_response_not_found"),
+    ("responses", {"input": "?", "tools": [FLAT | {"name": f"f{n}"} for n in range(999)], "tool_choice": {"name": "x"}},
+     400, "tool_choice", None),
     ("responses", {}, 400, "input", None), ("responses", {"input": 5}, 400, "input", None),
     ("responses", {"input": []}, 400, "input", None), ("responses", {"input": [5]}, 400, "input[0]", None),
     ("responses", {"input": "?", "temperature": "hot"}, 400, "temperature", None),
@@ -489,7 +495,7 @@ def test_the_browser_cites_what_it_read(ask, tokenizer, tmp_path):
 def test_errors(tokenizer, path, body, status, param, code):
     found, said = post(serve.app(Answering(tokenizer), tokenizer), path, body)
     assert (found, said["error"]["param"], said["error"]["code"]) == (status, param, code)
-    assert said["error"]["message"] and said["error"]["type"] == "invalid_request_error"
+    assert 0 < len(said["error"]["message"]) <= 500 and said["error"]["type"] == "invalid_request_error"
 
 
 def test_an_engine_that_fails(tokenizer):
@@ -501,7 +507,7 @@ def test_an_engine_that_fails(tokenizer):
     engine = Broken(tokenizer)
     app = serve.app(engine, tokenizer)
     for engine.error, status in ((EngineError("http://gpu:8000: expected a reply, found none"), 502),
-                                 (ZeroDivisionError("secret"), 500)):
+                                 (ZeroDivisionError("secret"), 500), (SystemExit("secret"), 500)):
         found, said = post(app, "responses", {"input": "?"})
         assert found == status and said["error"]["code"] == "server_error" and "secret" not in str(said)
         _, events = post(app, "responses", {"input": "?", "stream": True})
@@ -509,6 +515,43 @@ def test_an_engine_that_fails(tokenizer):
         _, chunks = post(app, "chat/completions", USER | {"stream": True})
         assert chunks[-1]["error"]["code"] == "server_error"
     engine.slowly = lambda ids: ids
+    assert post(app, "responses", {"input": "?"})[0] == 200
+
+
+@pytest.mark.parametrize(("error", "found"), [
+    (MemoryError("Unable to allocate 2 GiB"), "too little memory"),
+    (OSError(28, "No space left on device", "/secret"), "No space left on device")])
+def test_a_machine_without_room(tokenizer, error, found, caplog, monkeypatch):
+    """Whether it is noticed by the engine, by a tool that cannot start, or while a body is read: one sentence."""
+    def fail(*_):
+        raise error
+
+    engine, body = Answering(tokenizer), {"input": "?", "tools": [{"type": "code_interpreter"}]}
+    app = serve.app(engine, tokenizer, builtin={"python": fail})
+    message = f"this machine: expected room for the request, found {found}"
+    status, said = post(app, "responses", body)
+    assert (status, said["error"]["message"], said["error"]["type"]) == (503, message, "server_error")
+    app, engine.slowly = serve.app(engine, tokenizer), fail
+    assert post(app, "responses", {"input": "?"})[0] == 503
+    _, events = post(app, "responses", {"input": "?", "stream": True})
+    assert events[-1]["response"]["error"]["message"] == message
+    with monkeypatch.context() as patched:
+        patched.setattr(serve, "parsed", fail)
+        assert post(app, "responses", {"input": "?"})[0] == 503
+    engine.slowly = lambda ids: ids
+    assert post(app, "responses", {"input": "?"})[0] == 200 and not caplog.records
+
+
+def test_a_thread_that_cannot_be_started_is_tried_again(tokenizer, monkeypatch):
+    class Thread(threading.Thread):
+        def start(self):
+            raise RuntimeError("can't start new thread")
+
+    app = serve.app(Answering(tokenizer), tokenizer)
+    with monkeypatch.context() as patched:
+        patched.setattr(serve.threading, "Thread", Thread)
+        with pytest.raises(RuntimeError):
+            post(app, "responses", {"input": "?"})
     assert post(app, "responses", {"input": "?"})[0] == 200
 
 

@@ -14,6 +14,7 @@ import time
 import tracemalloc
 from contextlib import contextmanager
 from difflib import unified_diff
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -140,6 +141,10 @@ EACH_FD = "import os\nfor fd in range(3, 9):\n    try: {}\n    except OSError: p
     ("import sys; sys.stdout.close(); 5", "ValueError: I/O operation on closed file"),
     ("import os; os.close(0); os.close(1); os.close(2)", "^"),
     ("import os; os.closerange(0, 100)", rf"\[ERROR\] the process ended with exit code \d+; {GONE}$"),
+    ("import os, shutil; shutil.rmtree(os.getcwd()); os._exit(0)", GONE),
+    ("import os, shutil; here = os.getcwd(); shutil.rmtree(here); os.symlink('/', here); os._exit(0)", GONE),
+    ("import os, shutil; here = os.getcwd(); shutil.rmtree(here); os.mkfifo(here); os._exit(0)", GONE),
+    ("import os; os.chmod(os.getcwd(), 0); os._exit(0)", GONE),
     ("import sys; sys.stdout = sys.stderr = None; 1/0", "ZeroDivisionError"),
     ("def f(): f()\nf()", "RecursionError"),
     ("import sys; sys.setrecursionlimit(10**9)\nf = lambda _: max([1], key=f)\nf(1)", f"Error|signal 11; {GONE}"),
@@ -225,6 +230,23 @@ def test_the_code_gets_no_environment_but_a_folder_of_its_own(tool, monkeypatch)
 def test_the_code_does_not_find_this_project(shared):
     for module in ("harmony", "tools", "child", "process"):
         assert "ModuleNotFoundError" in shared.call("python", f"import {module}")
+
+
+UNMOUNT = """\
+import ctypes, os
+if os.getpid() == 1:  # it has a /proc of its own, and is to find no other below; elsewhere it would be the machine's
+    libc = ctypes.CDLL(None)
+    libc.umount2(b"/proc", 2)
+    libc.unshare(0x10020000)  # root of other namespaces
+    libc.umount2(b"/proc", 2)
+b"pytest" in open("/proc/PID/cmdline", "rb").read()"""
+
+
+@BOTH_WAYS
+def test_the_code_sees_this_program_only_where_it_has_no_proc_of_its_own(tool):
+    shown = tool.call("python", UNMOUNT.replace("PID", str(os.getpid())))
+    alone = "--pid" in tool.process.command
+    assert "FileNotFoundError" in shown if alone else shown == "True\n"
 
 
 @BOTH_WAYS
@@ -412,6 +434,7 @@ j: boolean | null,
     ("do", '{"kind": "r = object()"}', '"<object object at '),
     ("do", '{"kind": "r = []; r.append(r)"}', "[[...]]"),
     ("do", '{"kind": "r = bytes([255])"}', "b'\\xff'"),
+    ("do", '{"kind": "r = float(\'nan\')"}', "NaN"),
     ("do", '{"kind": "r = chr(0xd800)"}', "\\ud800"),
     ("do", '{"kind": "print(1); r = 2"}', "1\n2"),  # what is printed comes first
     ("do", '{"kind": "os.write(1, bytes([98, 10])); os.write(2, bytes([99, 10])); r = 2"}', "b\nc\n2"),
@@ -446,6 +469,9 @@ def test_a_function_is_called(name, content, told, offered):
     ("do", '{"kind": "Point(x=\'no\')"}', r"ValidationError: 1 validation error for Point .* \(good.py, line LINE\)"),
     ("do", '{"kind": "f = lambda: g()\\nglobals().update(f=f, g=lambda: f())\\nf()"}',
      r"RecursionError: .* \(good.py, line LINE\)"),
+    ("do", '{"kind": "r = type(\'A\', (), {\'__repr__\': lambda self: 1/0})()"}',
+     "ZeroDivisionError: division by zero"),
+    ("do", '{"kind": "r = []\\nfor _ in range(10**5): r = [r]"}', "RecursionError: .*"),
     ("do", '{"kind": "crash"}', "do: the process ended with exit code 3"),
     ("do", '{"kind": "import ctypes; ctypes.string_at(0)"}', "do: the process was ended by signal 11"),
     ("do", '{"kind": "for fd in range(3, 9):\\n try: os.write(fd, bytes([91, 10]))\\n except OSError: pass"}',
@@ -630,15 +656,69 @@ def test_what_is_no_patch_is_refused(content, folder):
     assert tree(folder) == before
 
 
-@pytest.mark.parametrize("fails", ["replace", "write_bytes"])
-def test_no_file_is_half_written(fails, folder, monkeypatch):
-    def fail(*args):
-        raise OSError("disk full")
-    monkeypatch.setattr(*(os, "replace") if fails == "replace" else (Path, "write_bytes"), fail)
-    before = tree(folder)
-    with pytest.raises(OSError, match="disk full"):
-        ApplyPatch(folder).call("functions.apply_patch", patch(ADD + "*** Update File: greet.py\n-import sys"))
-    assert tree(folder) == before
+EVERY_KIND = """\
+*** Update File: greet.py
+-import sys
+*** Delete File: open
+*** Add File: open/new/first
++x
+*** Update File: dir/inner
+*** Move to: far/away/inner
+-in
++IN"""
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize(("fails", "most"), [((Path, "write_bytes"), 3), ((shutil, "copy2"), 1), ((os, "replace"), 5)])
+def test_a_patch_is_applied_whole_or_not_at_all(fails, most, error, folder, monkeypatch):
+    """Whichever step fails; also no folder is left that was made for it."""
+    before, places, real = tree(folder), sorted(folder.rglob("*")), getattr(*fails)
+    for n in range(most + 1):
+        count = iter(range(most + 1))
+
+        def fail(*args, count=count, n=n):
+            if next(count, None) == n:
+                raise error
+            return real(*args)
+
+        monkeypatch.setattr(*fails, fail)
+        call = partial(ApplyPatch(folder).call, "functions.apply_patch", patch(EVERY_KIND))
+        if n == most:  # more such steps there are not
+            assert call() == "Done!"
+            break
+        with pytest.raises((ValueError, KeyboardInterrupt)) as caught:
+            call()
+        if isinstance(error, OSError):
+            assert str(caught.value) == "patch: expected a folder that can be written, found No space left on device"
+        assert tree(folder) == before and sorted(folder.rglob("*")) == places
+    assert tree(folder) == {"greet.py": GREET[11:], "crlf": "a\r\nb\r\n", "open/new/first": "x\n", "bytes": "",
+                            "far/away/inner": "IN\n", "out": "secret\n"}
+
+
+@pytest.mark.parametrize(("name", "told"), [
+    ("pipe", "pipe: expected a file, found something else"), ("loop", "loop: expected .*"),
+    ("x" * 5000, "x{200}: expected a text that can be read, found File name too long"),
+    ("a\0b", r"patch: expected relative paths .*, found 'a\\x00b'"),
+    ("\x1b[31m", r"patch: expected relative paths .*, found '\\x1b\[31m'"),
+    ("no-text", "no-text: expected a text that can be read, found UnicodeDecodeError"),
+    ("large", "large: expected at most 16,777,216 bytes, found more"), ("crlf/x", ".*"),
+    ("/proc/self/mem", "patch: expected relative paths .*, found /proc/self/mem")])
+def test_what_is_no_text_is_not_read(name, told, folder):
+    os.mkfifo(folder / "pipe")  # which nobody ever writes to
+    (folder / "loop").symlink_to("loop")
+    (folder / "no-text").write_bytes(b"\xff")
+    with open(folder / "large", "wb") as file:
+        file.truncate(2**40)
+    for kind in ("Update", "Delete"):
+        with pytest.raises(ValueError, match=rf"\A{told}\Z"):
+            ApplyPatch(folder).call("functions.apply_patch", patch(f"*** {kind} File: {name}"))
+
+
+def test_a_patch_with_a_long_line_of_blanks_takes_no_time(folder):
+    begun = time.process_time()
+    with pytest.raises(ValueError):
+        ApplyPatch(folder).call("functions.apply_patch", patch("*** Add File: a" + " " * 200_000 + "b"))
+    assert time.process_time() - begun < 5
 
 
 LINES = st.lists(st.sampled_from(["", "a", " a", "b", "+", "-x", "@@", "*** End of File", "é"]), max_size=12)

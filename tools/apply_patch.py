@@ -1,5 +1,5 @@
 """The tool `functions.apply_patch`: changes the files in a folder, by patches in the form that OpenAI's models write
-(DESCRIPTION says it). Nothing outside the folder is touched, and nothing is written before all of a patch fits.
+(DESCRIPTION says it). Nothing outside the folder is touched, and a patch is applied whole or not at all.
 
 Lines are matched as in gpt_oss.chat's apply_patch, which writes wherever a patch says.
 """
@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,8 +31,9 @@ change at the end of a file *** End of File can be written. Example:
 -    print(greeting)
 +    print(greeting, name)
 *** End Patch"""
-SECTION = re.compile(r"\*\*\* (Add|Delete|Update) File: (.+?)\s*")
+SECTION = re.compile(r"\*\*\* (Add|Delete|Update) File: (.*\S)\s*")
 MOVE = "*** Move to: "
+LARGEST = 16 * 2**20  # bytes of a file that is read
 
 
 class ApplyPatch:
@@ -51,7 +53,10 @@ class ApplyPatch:
         changes = self.changes(patch)
         if self.confirm and not self.confirm(patch):
             return "The user did not allow this patch."
-        write(changes)
+        try:
+            write(changes, self.root)
+        except OSError as error:
+            raise ValueError(f"patch: expected a folder that can be written, found {error.strerror or error}") from None
         return "Done!"
 
     def close(self):
@@ -83,13 +88,24 @@ class ApplyPatch:
 
     def look(self, name, changed, there):
         """A file's path, and its text after what is `changed`. there: whether there has to be such a file."""
-        path = (self.root / name).resolve()
-        inside = not Path(name).is_absolute() and ".." not in Path(name).parts and self.root in path.parents
-        expect(inside, ValueError, "patch", "relative paths that stay inside the folder", name)
-        expect(path.is_file() or not path.exists(), ValueError, name, "a file", "something else")
-        text = changed[path] if path in changed else path.read_bytes().decode() if path.exists() else None
+        wanted = "patch", "relative paths that stay inside the folder"
+        expect(name.isprintable(), ValueError, *wanted, repr(name))
+        try:
+            path = (self.root / name).resolve()
+            inside = not Path(name).is_absolute() and ".." not in Path(name).parts and self.root in path.parents
+            expect(inside, ValueError, *wanted, name)
+            expect(path.is_file() or not path.exists(), ValueError, name, "a file", "something else")
+            text = changed[path] if path in changed else read(path) if path.exists() else None
+        except (OSError, RuntimeError, UnicodeError) as error:  # (RuntimeError: a loop of links, before Python 3.13)
+            found = getattr(error, "strerror", None) or type(error).__name__
+            raise ValueError(f"{name[:200]}: expected a text that can be read, found {found}") from None
         expect((text is not None) == there, ValueError, name, *("a file", "none") if there else ("no such file", "one"))
         return path, text
+
+
+def read(path):
+    expect(path.stat().st_size <= LARGEST, ValueError, path.name, f"at most {LARGEST:,} bytes", "more")
+    return path.read_bytes().decode()
 
 
 def patch_in(content):
@@ -134,19 +150,32 @@ def find(lines, wanted, at, from_end, name):
     raise ValueError(f"{name}: expected, after line {at}, the lines that the patch says, found no {wanted}"[:500])
 
 
-def write(changed):
-    """Writes every file beside its place, and only then puts them there: no file is ever half-written."""
-    written = {}
+def write(changed, root):
+    """Changes all files, or none. The new ones are written, and the old ones copied, in a folder beside them before the
+    first is changed. Then each change is one move, so that it is seen which were made, and these can be undone."""
+    beside, moves, made = Path(tempfile.mkdtemp(prefix=".patch-", dir=root)), [], []
     try:
-        for path, text in changed.items():
+        for n, (path, text) in enumerate(changed.items()):
+            new, old = beside / f"{n}.new", beside / f"{n}.old"
             if text is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                written[path] = path.with_name(f".{path.name}.{os.getpid()}.partial")
-                written[path].write_bytes(text.encode())
+                new.write_bytes(text.encode())
                 if path.exists():
-                    shutil.copymode(path, written[path])
-        for path in changed:
-            os.replace(written[path], path) if path in written else path.unlink(missing_ok=True)
-    finally:
-        for partial in written.values():
-            partial.unlink(missing_ok=True)
+                    shutil.copy2(path, old)
+                    shutil.copymode(path, new)
+                moves.append((new, path, old))
+            elif path.exists():
+                moves.append((path, old, old))
+        for source, target, _ in moves:
+            made += [folder for folder in target.parents if not folder.exists()]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(source, target)
+    except BaseException:
+        for source, target, old in reversed(moves):
+            if not source.exists():  # it was moved
+                os.replace(old, source if target == old else target) if old.exists() else target.unlink()
+            for folder in made:
+                with suppress(OSError):  # there is something in it, or it was not made after all
+                    folder.rmdir()
+        shutil.rmtree(beside)  # if anything could not be undone, it is still there, with the old files
+        raise
+    shutil.rmtree(beside, ignore_errors=True)

@@ -218,15 +218,19 @@ def arguments_in(content):
 def call(function, arguments, path):
     """What the function returns, as text: JSON, if it is no text. pydantic checks and converts the arguments."""
     from pydantic import ValidationError, validate_call
-    from pydantic_core import to_json
 
     try:
-        result = validate_call(function)(**arguments)
+        return text_of(validate_call(function)(**arguments))
     except BaseException as error:
         if isinstance(error, ValidationError) and line_in(error, path) is None:  # by the arguments, not by the function
             lines = [f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}" for wrong in error.errors()]
             raise Refused("\n".join(lines)) from None
         raise Refused(sentence(error, path)) from None
+
+
+def text_of(result):
+    from pydantic_core import to_json
+
     if isinstance(result, str):
         return result
     try:

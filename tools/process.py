@@ -160,10 +160,13 @@ class Output:
 def without_network():
     """The command to put before another, so that this one runs without a network: unshare (util-linux), which needs no
     rights where users may have namespaces. [] where it does not work. If it can, it also gives the command a /proc and
-    process ids of its own: it is shown no other processes, and its own end with it, however they detach themselves."""
+    process ids of its own: it is shown no other processes, and its own end with it, however they detach themselves.
+    (As root of these namespaces the code could unmount its /proc, and find the machine's below. setpriv, of util-linux
+    too, takes that right away.)"""
     program, alone = shutil.which("unshare"), ["--map-root-user", "--net"]
-    for options in [[*alone, "--pid", "--fork", "--kill-child", "--mount-proc"], alone] if program else []:
-        command = [program, *options]
+    own = ["--pid", "--fork", "--kill-child", "--mount-proc", "setpriv", "--no-new-privs", "--bounding-set=-all"]
+    for options in [own, []] if program else []:
+        command = [program, *alone, *options]
         with suppress(OSError, subprocess.TimeoutExpired):
             tried = subprocess.run([*command, sys.executable, "-I", "-c", ""], stdin=subprocess.DEVNULL,
                                    capture_output=True, timeout=10)

@@ -6,8 +6,11 @@ you: it can read your files and change them. For root there is also no limit of 
 """
 
 import json
+import os
 import re
+import stat
 import tempfile
+import weakref
 from contextlib import suppress
 
 import harmony
@@ -26,10 +29,16 @@ class Python:
 
     def __init__(self, confirm=None):
         self.confirm, self.offline, self.lost = confirm, bool(without_network()), False
-        self.folder = tempfile.TemporaryDirectory(prefix="python-", ignore_cleanup_errors=True)
-        env = {"LANG": "C.UTF-8", "HOME": self.folder.name, "TMPDIR": self.folder.name}
-        self.process = Process("python", confined=True, env=env, cwd=self.folder.name)
+        self.process = Process("python", confined=True)
         self.process.progress = lambda: self.progress()
+        self._move_in()
+
+    def _move_in(self):
+        """A new folder for the code, which is its home, too."""
+        self.folder = tempfile.TemporaryDirectory(prefix="python-", ignore_cleanup_errors=True)
+        self._move_out = weakref.finalize(self, clear, self.folder)  # also when this program ends
+        self.process.cwd = self.folder.name
+        self.process.env = {"LANG": "C.UTF-8", "HOME": self.folder.name, "TMPDIR": self.folder.name}
 
     def call(self, recipient, content):
         """What the code shows: what it prints, the value of its last line if that is an expression, its traceback."""
@@ -38,6 +47,9 @@ class Python:
             return "The user did not allow this code to run."
         begun = f"[WARN] {RESTARTED}\n" if self.lost else ""
         self.lost = True  # if this call is interrupted
+        if self.process.running is None and not is_folder(self.folder.name):  # the code has deleted it
+            self._move_out()
+            self._move_in()
         try:
             _, output = self.process.ask({"code": code}, SECONDS)
             ended = "" if output else NOTHING
@@ -48,7 +60,23 @@ class Python:
 
     def close(self):
         self.process.close()
-        self.folder.cleanup()
+        self._move_out()
+
+
+def is_folder(path, rights=0o700):
+    """Whether it is a folder, no link to one, and its owner has these rights."""
+    with suppress(OSError):
+        mode = os.lstat(path).st_mode
+        return stat.S_ISDIR(mode) and mode & rights == rights
+    return False
+
+
+def clear(folder):
+    """Deletes a temporary folder, or what the code has put in its place: at a FIFO, cleanup would wait for ever."""
+    if not is_folder(folder.name, 0):
+        with suppress(OSError):
+            os.unlink(folder.name)
+    folder.cleanup()
 
 
 def code_in(content):

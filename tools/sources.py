@@ -31,7 +31,8 @@ from tools.pages import HTML, MARKDOWN, TEXT, convert, without_links
 SIZE, SECONDS, REDIRECTS = 2**20, 10, 5  # of a page: bytes that are read; time for all of it; how often it may move
 KINDS = {".html": HTML, ".htm": HTML, ".md": MARKDOWN, ".markdown": MARKDOWN, ".txt": TEXT, ".rst": TEXT}
 READABLE = re.compile(r"text/.+|application/(.+\+)?(json|xml)")
-FILES, RESULTS, PASSAGE = 10_000, 20, 60  # in a folder; of a search; words of a passage
+FILES, TOTAL = 10_000, 256 * 2**20  # of a folder: files; bytes of them that are read, for each search
+RESULTS, PASSAGE = 20, 60  # of a search; words of a passage
 K1, B = 1.2, 0.75  # BM25: how soon a repeated word counts no more; how much the length of a passage counts
 
 
@@ -57,13 +58,15 @@ class Folder:
 
     def files(self):
         """{url: path}"""
-        found = {}
+        found, total = {}, 0
         for place, folders, names in os.walk(self.directory):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for path in (Path(place, name) for name in sorted(names) if not name.startswith(".")):
                 if path.suffix.lower() in KINDS and path.is_file() and not path.is_symlink():
                     found[quote(os.fsencode(path.relative_to(self.directory).as_posix()))] = path
+                    total += min(path.stat().st_size, SIZE)
             expect(len(found) <= FILES, ValueError, "the folder", f"at most {FILES:,} files", "more")
+            expect(total <= TOTAL, ValueError, "the folder", f"at most {TOTAL:,} bytes of text", "more")
         return found
 
     def fetch(self, url):
