@@ -44,6 +44,8 @@ def expect_number(value, kind, low, high, error, where, found=None):
 # ---- Number formats -------------------------------------------------------------------------------------------------
 # NumPy has no bfloat16. A bf16 array is kept as its 16-bit patterns, uint16; the other formats are named tuples.
 
+LARGEST = 1e15  # of a number that is calculated with: near float32's end, 3e38, the order of a sum decides what it is
+
 def bf16_to_float32(bits):
     """bf16 bit patterns (uint16) -> float32, exactly: bf16 is the upper half of a float32. float16 is converted too."""
     shift = bits.dtype == np.uint16
@@ -62,8 +64,9 @@ class MXFP4(NamedTuple):
 
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
-# Byte 0 is 2^-127, which float32 has as a subnormal number. (As a float32's exponent it would be 0.) Byte 255 is nan.
-E8M0 = np.append(np.ldexp(np.float32(1), np.arange(-127, 128)), np.float32(np.nan))
+# Byte 0 is 2^-127, which float32 has as a subnormal number. (As a float32's exponent it would be 0.) Byte 255 is nan. So
+# are 253 and 254 here: 6 * 2^126 is beyond float32.
+E8M0 = np.append(np.ldexp(np.float32(1), np.arange(-127, 126)), np.float32([np.nan] * 3))
 
 
 def dequantize(weight):

@@ -33,7 +33,7 @@ def cache_name():
     """A directory's name that says where the code comes from: this copy, these sources, this processor. So the old code
     of a changed file is never found again. (Numba would compile anew what a changed file defines, not what uses it.)"""
     here = Path(__file__).resolve().parent
-    sources = [(here / name).read_bytes() for name in ("compiled.py", "simd.py", "mxfp4.py", "kernels.py")]
+    sources = [(here / name).read_bytes() for name in ("checkpoint.py", "compiled.py", "simd.py", "mxfp4.py", "kernels.py")]
     target = cpu_target.target_context.codegen().magic_tuple(), numba.config.OPT, numba.config.BOUNDSCHECK
     return f"kernels-{digest(str(here), sys.version, numba.__version__)}-{digest(sources, target)}"
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from adapter import adapt
 from checkpoint import CheckpointError as CheckpointError, Config as Config  # what `load` raises, and Model.config
-from checkpoint import MXFP4, Adapted, Int8, bf16_to_float32, dequantize, dequantize_int8, expect, expect_number
+from checkpoint import LARGEST, MXFP4, Adapted, Int8, bf16_to_float32, dequantize, dequantize_int8, expect, expect_number
 from checkpoint import float32_to_bf16, part, quantize_int8, read_config, read_tensors
 
 OPERATIONS = ("rms_norm", "linear", "rotate", "store_kv", "attention", "route", "experts")  # in the order of use
@@ -56,7 +56,8 @@ def linear(x, weight, bias=None):
     M = len(weight[0] if isinstance(weight, tuple) else weight)
     parts = [slice(m, m + 8192) for m in range(0, M, 8192)]  # the unembedding in float32 would be 2.3 GB at once
     y = np.concatenate([x @ to_float32(part(weight, rows)).T for rows in parts], axis=1)
-    return y if bias is None else y + bf16_to_float32(bias)
+    y = y if bias is None else y + bf16_to_float32(bias)
+    return np.where(np.abs(y) <= LARGEST, y, np.nan)  # where float32 ends, each order of summing has another result
 
 
 def rope_frequencies(config):
@@ -230,6 +231,7 @@ class Model:
         x = self.operations.rms_norm(x, self.norm, self.config.rms_norm_eps)  # [logits to keep, N]
         return self.operations.linear(x, self.unembedding)
 
+    @np.errstate(all="ignore")
     def hidden(self, ids, cache):
         """ids [T] through all layers -> the residual stream [T, N] before the last norm."""
         x = bf16_to_float32(self.embedding[ids])  # [T, N]
@@ -237,6 +239,7 @@ class Model:
         for i in range(len(self.layers)):
             x = x + self.attend(i, x, cos, sin, cache)
             x = x + self.mlp(i, x)
+        expect(np.abs(x).max() <= LARGEST, ValueError, "model", f"numbers up to {LARGEST:g}", "larger ones, inf or nan")
         cache.length += len(ids)
         return x
 

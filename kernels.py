@@ -21,7 +21,7 @@ from numba import prange
 import simd
 from checkpoint import MXFP4, Adapted, Int8, bf16_to_float32, part
 from compiled import inline_jit, jit, parallel_jit
-from mxfp4 import AHEAD, multiply_mxfp4, quantize_activations, stream_mxfp4, swiglu_of_two
+from mxfp4 import AHEAD, bounded, multiply_mxfp4, quantize_activations, stream_mxfp4, swiglu_of_two
 from simd import to_float32
 
 NO_SCALES = np.empty((0, 0), np.uint16)  # those of weights that have none
@@ -159,6 +159,14 @@ def multiply(workers, x, weight, scales, y):
                         y[t + i, row + r] = out[16 * i + r]
 
 
+@jit
+def add_bias(y, bias):
+    """y [T, M] += bias [M], and nan for what is beyond LARGEST. See gptoss.linear."""
+    for t in range(len(y)):
+        for m in range(len(bias)):
+            y[t, m] = bounded(y[t, m] + bias[m])
+
+
 def linear(x, weight, bias=None):
     """x [T, N] @ weight [M, N]^T + bias [M] -> float32 [T, M]; weight in any form that gptoss.linear takes."""
     if isinstance(weight, Adapted):
@@ -182,7 +190,8 @@ def linear(x, weight, bias=None):
             stream_rows(x, weight, y)
         else:
             stream_columns(workers, x, weight.T, y)
-    return y if bias is None else y + bf16_to_float32(bias)
+    add_bias(y, np.zeros(y.shape[1], np.float32) if bias is None else bf16_to_float32(bias))
+    return y
 
 
 # ---- rotate, store_kv -----------------------------------------------------------------------------------------------
@@ -333,6 +342,7 @@ def attend_some(q, k, v, sinks, window, out, t, g):
     p, shrink, columns = np.empty(4 * KEYS, np.float32), np.empty(4, np.float32), np.empty(16 * 8, k.dtype)
     for row in range(rows):
         peak[row] = sinks[g * R + row % R]
+        total[row] += max(peak[row], 0) * 0  # 1; nan if the sink is inf, as e^(inf - inf) is
         for d in range(D):
             queries[row * P + d] = q[t + row // R, g * R + row % R, d] * scale
     begin, end = max(0, S - T + t - window + 1), S - T + t + rows // R

@@ -279,10 +279,12 @@ def dot(llvm, total, w, x, v, y):
 
 @operation(f32x8, u8x8, f32x8)
 def mul_e8m0(llvm, e, x):
-    """2^(e - 127) x for eight e8m0 bytes e, which become exponents of float32: 0 is the subnormal 2^-127, 255 nan."""
+    """2^(e - 127) x for eight e8m0 bytes e, which become exponents of float32: 0 is the subnormal 2^-127. From 253 on it
+    is nan, see checkpoint.E8M0."""
     e = llvm.zext(e, I32X8)
     bits = call(llvm, "llvm.umax.v8i32", I32X8, llvm.shl(e, constant(I32X8, 23)), constant(I32X8, 1 << 22))  # 2^-127
-    bits = llvm.or_(bits, llvm.lshr(llvm.add(e, constant(I32X8, 1)), constant(I32X8, 8)))  # an inf becomes nan
+    beyond = llvm.shl(llvm.add(e, constant(I32X8, 3)), constant(I32X8, 23))  # (e + 3 has 256 in it: the sign bit)
+    bits = llvm.or_(bits, llvm.ashr(beyond, constant(I32X8, 31)))  # all bits set are a nan
     return llvm.fmul(llvm.bitcast(bits, F32X8), x)
 
 
