@@ -37,7 +37,7 @@ def expect_number(value, kind, low, high, error, where, found=None):
     noun, digits = ("an integer", "d") if kind is int else ("a number", "g")
     most = f"of at least {low:{digits}}" if high == math.inf else f"from {low:{digits}} to {high:{digits}}"
     number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
-    expect(number and low <= value <= high and value < math.inf, error, where, f"{noun} {most}", found or repr(value))
+    expect(number and low <= value <= high and value < 2**1024, error, where, f"{noun} {most}", found or repr(value))
     return kind(value)
 
 
@@ -64,8 +64,7 @@ class MXFP4(NamedTuple):
 
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
-# Byte 0 is 2^-127, which float32 has as a subnormal number. (As a float32's exponent it would be 0.) Byte 255 is nan. So
-# are 253 and 254 here: 6 * 2^126 is beyond float32.
+# Byte 0 is 2^-127, subnormal in float32 (as its exponent it would be 0). 255 is nan, and 253 too: 6 * 2^126 overflows.
 E8M0 = np.append(np.ldexp(np.float32(1), np.arange(-127, 126)), np.float32([np.nan] * 3))
 
 

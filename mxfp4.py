@@ -127,9 +127,9 @@ def bounded(x):
 
 
 @jit
-def swiglu_of_two(gate, up, limit):
-    """Clamped SwiGLU of one gate and one up. See gptoss.swiglu."""
-    gate, up = min(gate, limit), min(max(up, -limit), limit)
+def swiglu(gate, up, limit):
+    """Clamped SwiGLU of a gate and an up, or of arrays of them. See gptoss.swiglu."""
+    gate, up = np.minimum(gate, limit), np.minimum(np.maximum(up, -limit), limit)
     return gate / (np.float32(1) + np.exp(np.float32(-1.702) * gate)) * (up + np.float32(1))
 
 
@@ -151,7 +151,7 @@ def stream_mxfp4(workers, x, compensation, x_scales, tokens, starts, blocks, sca
                     y[j, m] = gate = bounded(gate + bias[e, row])
                     if gated:
                         up = dot_mxfp4(blocks, scales, e * M + row + 1, x, compensation, x_scales, tokens[j], B)
-                        y[j, m] = swiglu_of_two(gate, bounded(up + bias[e, row + 1]), limit)
+                        y[j, m] = swiglu(gate, bounded(up + bias[e, row + 1]), limit)
 
 
 # ---- Many tokens: unpack sixteen rows, multiply them by all tokens --------------------------------------------------
@@ -229,6 +229,6 @@ def multiply_mxfp4(workers, x, compensation, x_scales, tokens, starts, blocks, s
                             gate = bounded(sums[16 * j + r] + bias[e, m + r])
                             up = bounded(sums[16 * j + r + 1] + bias[e, m + r + 1])
                             if gated:
-                                y[start + j, (m + r) // 2] = swiglu_of_two(gate, up, limit)
+                                y[start + j, (m + r) // 2] = swiglu(gate, up, limit)
                             else:
                                 y[start + j, m + r], y[start + j, m + r + 1] = gate, up

@@ -279,12 +279,11 @@ def dot(llvm, total, w, x, v, y):
 
 @operation(f32x8, u8x8, f32x8)
 def mul_e8m0(llvm, e, x):
-    """2^(e - 127) x for eight e8m0 bytes e, which become exponents of float32: 0 is the subnormal 2^-127. From 253 on it
-    is nan, see checkpoint.E8M0."""
+    """2^(e - 127) x for eight e8m0 bytes e, made exponents of float32: 0 is the subnormal 2^-127, 253 and more nan."""
     e = llvm.zext(e, I32X8)
     bits = call(llvm, "llvm.umax.v8i32", I32X8, llvm.shl(e, constant(I32X8, 23)), constant(I32X8, 1 << 22))  # 2^-127
-    beyond = llvm.shl(llvm.add(e, constant(I32X8, 3)), constant(I32X8, 23))  # (e + 3 has 256 in it: the sign bit)
-    bits = llvm.or_(bits, llvm.ashr(beyond, constant(I32X8, 31)))  # all bits set are a nan
+    nan = llvm.icmp_unsigned(">=", e, constant(I32X8, 253))
+    bits = llvm.or_(bits, llvm.sext(nan, I32X8))  # all bits set are a nan
     return llvm.fmul(llvm.bitcast(bits, F32X8), x)
 
 
