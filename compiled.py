@@ -143,7 +143,7 @@ def in_turn(operation):
     """The operation, whose compiled code runs in Numba's threads. RuntimeError in a fork that has lost them."""
     @wraps(operation)
     def alone(*args):
-        expect(not Turn.lost, RuntimeError, "Numba's threads", 'a process of its own (with multiprocessing: "spawn"), or '
+        expect(not Turn.lost, RuntimeError, "Numba's threads", 'a process of its own (multiprocessing: "spawn"), or '
                "a fork before the first token", "a fork after it")
         with Turn.lock:
             return operation(*args)

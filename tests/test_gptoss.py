@@ -328,7 +328,7 @@ def test_every_argument_of_a_wrong_type_is_refused(small):
     cache, rng = small.new_cache(), np.random.default_rng(0)
     small([1, 2, 3], cache)
     things = [None, True, 1.5, -1, math.nan, math.inf, 2**70, 10**400, "x", b"x", [], [None], {}, {1: 2}, set(),
-              object(), np.zeros((2, 2)), np.array(1.5), np.array(["1"]), iter([]), int, 1j, range(3), np.datetime64("2020")]
+              object(), np.zeros((2, 2)), np.array(1.5), np.array(["1"]), iter([]), int, 1j, range(3)]
     sampling = ("temperature", "top_k", "top_p", "min_p")
     calls = [
         small, cache.rewind, small.new_cache, gptoss.operations_of, lambda x: small([1], x),

@@ -29,10 +29,10 @@ def fork():
 
 
 def run(program, layer):
-    """What a program prints with this threading layer of Numba. It may take a minute: a hang is an error."""
+    """What a program prints with this threading layer of Numba. It may have to compile; a hang is an error."""
     environment = os.environ | {"NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", BEGINNING + program], env=environment, cwd=ROOT, capture_output=True,
-                          text=True, timeout=60)
+                          text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -74,5 +74,5 @@ def test_a_fork_that_lost_the_threads_says_so():
     """OpenMP's threads stay behind, and the process would be ended by the next use of them."""
     before, status, after, also, parent = run(FORKS, "omp")
     assert status == also == "status 0" and before == "child " + parent.removeprefix("True ")
-    assert after == ("child Numba's threads: expected a process of its own (with multiprocessing: \"spawn\"), "
+    assert after == ("child Numba's threads: expected a process of its own (multiprocessing: \"spawn\"), "
                      "or a fork before the first token, found a fork after it")
