@@ -174,9 +174,9 @@ def test_multiply_mxfp4(B):
 @pytest.mark.parametrize("byte", range(256))
 def test_scales(byte):
     """Every scale byte, in the loop over eight blocks and in the rest. 0 is the subnormal 2^-127; from 253 on all is
-    nan, zeros too. Weights are up to 12 on the way, with their zero point, so 12 * 2^(byte - 127) must stay in float32's
-    range: a row's sum is exact up to 251. At 252 it may be inf or nan, but never a wrong number. What leaves the linear
-    layer is nan beyond LARGEST."""
+    nan, zeros too. Weights are up to 12 on the way, with their zero point, so 12 * 2^(byte - 127) must stay in
+    float32's range: a row's sum is exact up to 251. At 252 it may be inf or nan, but never a wrong number. What leaves
+    the linear layer is nan beyond LARGEST."""
     rng = np.random.default_rng(byte)
     for B in (2, 9, 10):
         blocks, scales = frozen(rng.integers(0, 256, (16, B, 16), np.uint8), np.full((16, B), byte, np.uint8))
