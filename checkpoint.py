@@ -37,12 +37,14 @@ def expect_number(value, kind, low, high, error, where, found=None):
     noun, digits = ("an integer", "d") if kind is int else ("a number", "g")
     most = f"of at least {low:{digits}}" if high == math.inf else f"from {low:{digits}} to {high:{digits}}"
     number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
-    expect(number and low <= value <= high and value < math.inf, error, where, f"{noun} {most}", found or repr(value))
+    expect(number and low <= value <= high and value < 2**1024, error, where, f"{noun} {most}", found or repr(value))
     return kind(value)
 
 
 # ---- Number formats -------------------------------------------------------------------------------------------------
 # NumPy has no bfloat16. A bf16 array is kept as its 16-bit patterns, uint16; the other formats are named tuples.
+
+LARGEST = 1e15  # of a number that is calculated with: near float32's end, 3e38, the order of a sum decides what it is
 
 def bf16_to_float32(bits):
     """bf16 bit patterns (uint16) -> float32, exactly: bf16 is the upper half of a float32. float16 is converted too."""

@@ -11,8 +11,10 @@ import pickle
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from contextlib import suppress
+from functools import wraps
 from pathlib import Path
 
 import numba
@@ -21,6 +23,8 @@ from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 from numba.core.registry import cpu_target
 from numba.core.serialize import dumps
+
+from checkpoint import expect
 
 ROOM = 8 * 2**20  # bytes, more than all compiled code takes
 PUBLISHED = "bfloat16", "mxfp4"  # the forms of the official weights: dense, experts
@@ -35,7 +39,8 @@ def cache_name():
     """A directory's name that says where the code comes from: this copy, these sources, this processor. So the old code
     of a changed file is never found again. (Numba would compile anew what a changed file defines, not what uses it.)"""
     here = Path(__file__).resolve().parent
-    sources = [(here / name).read_bytes() for name in ("compiled.py", "simd.py", "mxfp4.py", "kernels.py")]
+    names = ("checkpoint", "compiled", "simd", "mxfp4", "kernels")
+    sources = [(here / f"{name}.py").read_bytes() for name in names]
     target = cpu_target.target_context.codegen().magic_tuple(), numba.config.OPT, numba.config.BOUNDSCHECK
     return f"kernels-{digest(str(here), sys.version, numba.__version__)}-{digest(sources, target)}"
 
@@ -152,3 +157,34 @@ def compiler(**options):
 
 jit, parallel_jit = compiler(), compiler(parallel=True)
 inline_jit = compiler(forceinline=True)  # for what is so small that a call would be felt
+
+
+# ---- Numba's threads ------------------------------------------------------------------------------------------------
+# They come from OpenMP where there is such a library, and else from Numba's own "workqueue". Two Python threads at once
+# in the latter end the process. So does the former in a process that was forked after its threads had begun.
+
+class Turn:
+    """One Python thread at a time; a fork has its own turn, and none where it would be its end."""
+    lock, lost = threading.RLock(), False
+
+
+def after_fork():
+    with suppress(ValueError):  # no thread has begun yet: then the fork can have its own
+        Turn.lost = numba.threading_layer() == "omp" and sys.platform == "linux"
+    Turn.lock = threading.RLock()  # another thread may have held the old one
+
+
+if hasattr(os, "register_at_fork"):  # not so on Windows, which has no fork
+    os.register_at_fork(after_in_child=after_fork)
+
+
+def in_turn(operation):
+    """The operation, whose compiled code runs in Numba's threads. RuntimeError in a fork that has lost them."""
+    @wraps(operation)
+    def alone(*args):
+        expect(not Turn.lost, RuntimeError, "Numba's threads", 'a process of its own (multiprocessing: "spawn"), or '
+               "a fork before the first token", "a fork after it")
+        with Turn.lock:
+            return operation(*args)
+
+    return alone

@@ -12,8 +12,7 @@ same names in kernels.py, and any other object brings its own.
     H  query heads                  V  vocab_size                    W  sliding_window
     G  key/value heads              D  head_dim
 
-Sources: the model card (arXiv 2508.10925), github.com/openai/gpt-oss (torch/model.py, torch/weights.py), and the papers
-named where they are used.
+Sources: the model card (arXiv 2508.10925), github.com/openai/gpt-oss (its torch/), and the papers that are named below.
 """
 
 import math  # noqa: I001
@@ -24,8 +23,8 @@ import numpy as np
 
 from adapter import adapt
 from checkpoint import CheckpointError as CheckpointError, Config as Config  # what `load` raises, and Model.config
-from checkpoint import MXFP4, Adapted, Int8, bf16_to_float32, dequantize, dequantize_int8, expect, expect_number
-from checkpoint import float32_to_bf16, part, quantize_int8, read_config, read_tensors
+from checkpoint import LARGEST, MXFP4, Adapted, Int8, bf16_to_float32, dequantize, dequantize_int8, expect
+from checkpoint import expect_number, float32_to_bf16, part, quantize_int8, read_config, read_tensors
 
 OPERATIONS = ("rms_norm", "linear", "rotate", "store_kv", "attention", "route", "experts")  # in the order of use
 CHUNK = 512  # tokens that go through the layers at once: this bounds the memory that a long prompt takes
@@ -56,7 +55,8 @@ def linear(x, weight, bias=None):
     M = len(weight[0] if isinstance(weight, tuple) else weight)
     parts = [slice(m, m + 8192) for m in range(0, M, 8192)]  # the unembedding in float32 would be 2.3 GB at once
     y = np.concatenate([x @ to_float32(part(weight, rows)).T for rows in parts], axis=1)
-    return y if bias is None else y + bf16_to_float32(bias)
+    y = y if bias is None else y + bf16_to_float32(bias)
+    return np.where(np.abs(y) <= LARGEST, y, np.nan)  # where float32 ends, each order of summing has another result
 
 
 def rope_frequencies(config):
@@ -155,8 +155,8 @@ class KVCache:
     the 20b shape, and it makes `rewind` exact: a chat can go back to any earlier token and go on from there."""
 
     def __init__(self, model, dtype="bfloat16"):
-        expect(dtype in ("bfloat16", "float32"), ValueError, "cache dtype", '"bfloat16" or "float32"', repr(dtype))
-        c, stored = model.config, np.uint16 if dtype == "bfloat16" else np.float32
+        c, stored = model.config, {"bfloat16": np.uint16, "float32": np.float32}.get(str(dtype))
+        expect(stored, ValueError, "cache dtype", '"bfloat16" or "float32"', repr(dtype))
         self.model, self.length, self.limit = model, 0, c.max_position_embeddings
         self.layers = [np.empty((2, c.num_key_value_heads, 0, c.head_dim), stored)] * c.num_hidden_layers
 
@@ -173,8 +173,7 @@ class KVCache:
 
     def rewind(self, n):
         """Drop tokens so that min(n, length) remain; return how many remain."""
-        expect(isinstance(n, int | np.integer) and n >= 0, ValueError, "rewind", "a length of at least 0", n)
-        self.length = min(int(n), self.length)
+        self.length = min(expect_number(n, int, 0, math.inf, ValueError, "rewind"), self.length)
         return self.length
 
 
@@ -220,16 +219,16 @@ class Model:
         """Reads T token ids that follow those in `cache`, and adds them to it -> the logits after each, float32 [T, V].
 
         Without a cache it takes one of float32. `logits_to_keep=n`: the last n rows (0: all). Raises ValueError for
-        no tokens, ids outside the vocabulary, another model's cache, or more tokens than the context holds."""
+        tokens and caches that do not fit, and where activations leave the range that float32 can calculate with."""
         cache = self.new_cache("float32") if cache is None else cache
         ids = check_tokens(tokens, self, cache)
-        expect(logits_to_keep >= 0, ValueError, "logits_to_keep", "0 or more", logits_to_keep)
-        first = len(ids) - (logits_to_keep or len(ids))
+        first = len(ids) - (expect_number(logits_to_keep, int, 0, math.inf, ValueError, "logits_to_keep") or len(ids))
         chunks = range(0, len(ids), CHUNK)  # of each a copy of what is kept, so that the rest can be freed
         x = np.concatenate([self.hidden(ids[n : n + CHUNK], cache)[max(0, first - n) :].copy() for n in chunks])
         x = self.operations.rms_norm(x, self.norm, self.config.rms_norm_eps)  # [logits to keep, N]
         return self.operations.linear(x, self.unembedding)
 
+    @np.errstate(all="ignore")
     def hidden(self, ids, cache):
         """ids [T] through all layers -> the residual stream [T, N] before the last norm."""
         x = bf16_to_float32(self.embedding[ids])  # [T, N]
@@ -237,6 +236,7 @@ class Model:
         for i in range(len(self.layers)):
             x = x + self.attend(i, x, cos, sin, cache)
             x = x + self.mlp(i, x)
+        expect(np.abs(x).max() <= LARGEST, ValueError, "model", f"numbers up to {LARGEST:g}", "larger ones, inf or nan")
         cache.length += len(ids)
         return x
 
@@ -271,30 +271,29 @@ class Model:
 def load(path, *, backend="numba", dense_dtype="bfloat16", adapter=None, model=Model):
     """The model in directory `path`, in either layout, mapped: a weight is read when it is used. Or CheckpointError.
 
-    backend: "numpy", the operations above; "numba", their fast twins in kernels.py; or any object with some of the
-    OPERATIONS. dense_dtype: "int8" quantizes the attention and unembedding weights now: half the bytes to read for each
-    token, but a copy in memory. adapter: the directory of a LoRA adapter (adapter.py). model: a subclass to build."""
-    expect(dense_dtype in ("bfloat16", "int8"), ValueError, "dense_dtype", '"bfloat16" or "int8"', repr(dense_dtype))
-    operations, dense = operations_of(backend), quantize_int8 if dense_dtype == "int8" else lambda weight: weight
-    config, layout = read_config(path)
-    top, layers = read_tensors(path, config, layout)  # {field: array}, and such a dict for each layer
+    backend: "numpy", what stands above; "numba", kernels.py; or an object with some of the OPERATIONS. dense_dtype:
+    "int8" quantizes the attention and unembedding weights now: half the bytes to read for each token, but a copy in
+    memory. adapter: the directory of a LoRA adapter (adapter.py). model: a subclass to build."""
+    expect(str(dense_dtype) in ("bfloat16", "int8"), ValueError, "dense_dtype", '"bfloat16" or "int8"', dense_dtype)
+    operations, (config, layout) = operations_of(backend), read_config(str(path))  # (a number would be an open file)
+    top, layers = read_tensors(str(path), config, layout)  # {field: array}, and such a dict for each layer
     for tensors in (top, *layers):
         for field, array in tensors.items():
             if field.endswith(("norm", "bias", "sinks")):
                 tensors[field] = np.array(bf16_to_float32(array))  # once, not at each token
-            elif field in ("q_weight", "k_weight", "v_weight", "o_weight", "unembedding"):
-                tensors[field] = dense(array)
+            elif dense_dtype == "int8" and field in ("q_weight", "k_weight", "v_weight", "o_weight", "unembedding"):
+                tensors[field] = quantize_int8(array)
     if adapter is not None:
-        adapt(layers, adapter, config)
+        adapt(layers, str(adapter), config)
     layers = [Layer(**layer) for layer in layers]
     return model(config, top["embedding"], layers, top["norm"], top["unembedding"], operations)
 
 
 def operations_of(backend):
     """The OPERATIONS of a backend, as attributes; those that it does not have are the ones in this file."""
-    if backend == "numba":
+    if str(backend) == "numba":
         import kernels as backend  # here, so that the NumPy backend needs no Numba
-    known = backend == "numpy" or any(hasattr(backend, name) for name in OPERATIONS)
+    known = str(backend) == "numpy" or any(callable(getattr(backend, name, None)) for name in OPERATIONS)
     expect(known, ValueError, "backend", '"numpy", "numba" or an object with some of gptoss.OPERATIONS', repr(backend))
     return SimpleNamespace(**{name: getattr(backend, name, globals()[name]) for name in OPERATIONS})
 
@@ -319,8 +318,9 @@ def filter_logits(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
 
 def sample(logits, rng, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
     """One id drawn from logits [V]; temperature 0: the best."""
-    best = int(np.argmax(logits))  # the first nan, if there is one: a broken model is not to speak on
-    expect(math.isfinite(logits[best]), ValueError, "logits", "numbers", str(logits[best]))
+    temperature, top_k, top_p, min_p = check_sampling(temperature, top_k, top_p, min_p)
+    best, flat = int(np.argmax(logits)), np.ravel(logits)  # the first nan: a broken model is not to speak on
+    expect(flat.shape == np.shape(logits) and np.isfinite(flat[best]), ValueError, "logits", "numbers", str(flat[best]))
     if temperature == 0:
         return best
     p = softmax(filter_logits(logits, temperature, top_k, top_p, min_p).astype(np.float64))
@@ -336,18 +336,20 @@ def generate(model, tokens, *, max_tokens=None, temperature=1.0, top_k=0, top_p=
     afterwards it holds all but the last id yielded. `logits_processor(ids, logits)` gets the ids generated so far and
     the next logits [V], and returns those to use (-inf forbids an id). Raises ValueError for bad arguments, at once."""
     sampling = check_sampling(temperature, top_k, top_p, min_p, max_tokens)
+    expect(hasattr(model, "new_cache"), ValueError, "model", "what gptoss.load gives", model)
     cache = model.new_cache() if cache is None else cache
     ids = check_tokens(tokens, model, cache)
     room = cache.limit - cache.length - len(ids) + 1  # the last id is not read
-    stop = set(model.config.eos_token_id if stop is None else stop)
-    rng = np.random.default_rng(seed)
+    stop = model.config.eos_token_id if stop is None else stop if np.iterable(stop) else [stop]
+    stop = {expect_number(id, int, 0, math.inf, ValueError, "stop") for id in stop}
+    rng = np.random.default_rng(seed if seed is None else expect_number(seed, int, 0, math.inf, ValueError, "seed"))
+    processed = logits_processor or (lambda ids, logits: logits)
+    expect(callable(processed), ValueError, "logits_processor", "a function", logits_processor)
 
     def steps(unread, generated):
         while len(generated) < min(room, max_tokens or room):
             logits = model(unread, cache, logits_to_keep=1)[-1]  # [V]
-            if logits_processor:
-                logits = logits_processor(generated, logits)
-            generated.append(sample(logits, rng, *sampling))
+            generated.append(sample(processed(generated, logits), rng, *sampling))
             yield generated[-1]
             if generated[-1] in stop:
                 return
@@ -360,18 +362,16 @@ def generate(model, tokens, *, max_tokens=None, temperature=1.0, top_k=0, top_p=
 
 def check_tokens(tokens, model, cache):
     """tokens as an int array [T], T >= 1, of ids that the model knows and the cache has room for. Or ValueError."""
-    ids, V = np.asarray(tokens if isinstance(tokens, np.ndarray) else list(tokens)), model.config.vocab_size
-    expect(ids.ndim == 1 and len(ids), ValueError, "tokens", "a sequence of at least one id", f"shape {[*ids.shape]}")
-    expect(ids.dtype.kind in "iu", ValueError, "tokens", "integer ids", str(ids.dtype))
-    bad = np.flatnonzero((ids < 0) | (ids >= V))[:1]
-    expect(not len(bad), ValueError, "tokens", f"ids from 0 to {V - 1}", f"{ids[bad].tolist()} at {bad.tolist()}")
-    expect(cache.model is model, ValueError, "cache", "one that this model made", "one of another model")
+    ids, V = [*tokens] if np.iterable(tokens) else [tokens], model.config.vocab_size
+    bad = [id for id in ids if isinstance(id, bool) or not isinstance(id, int | np.integer) or not 0 <= id < V][:1]
+    expect(ids and not bad, ValueError, "tokens", f"ids from 0 to {V - 1}", f"{bad[0]!r}" if bad else "none")
+    expect(getattr(cache, "model", None) is model, ValueError, "cache", "one that this model made", "another")
     total = cache.length + len(ids)
     expect(total <= cache.limit, ValueError, "tokens", f"at most {cache.limit}, the context", f"{total} with the cache")
-    return ids.astype(np.int64)
+    return np.array(ids)
 
 
-def check_sampling(temperature, top_k, top_p, min_p, max_tokens):
+def check_sampling(temperature, top_k, top_p, min_p, max_tokens=None):
     """(temperature, top_k, top_p, min_p) as `sample` takes them; ValueError if one, or max_tokens, is out of range."""
     expect_number(1 if max_tokens is None else max_tokens, int, 1, math.inf, ValueError, "max_tokens")
     return (expect_number(temperature, float, 0, math.inf, ValueError, "temperature"),

@@ -20,8 +20,8 @@ from numba import prange
 
 import simd
 from checkpoint import MXFP4, Adapted, Int8, bf16_to_float32, part
-from compiled import inline_jit, jit, parallel_jit
-from mxfp4 import AHEAD, multiply_mxfp4, quantize_activations, stream_mxfp4, swiglu_of_two
+from compiled import in_turn, inline_jit, jit, parallel_jit
+from mxfp4 import AHEAD, bounded, multiply_mxfp4, quantize_activations, stream_mxfp4, swiglu
 from simd import to_float32
 
 NO_SCALES = np.empty((0, 0), np.uint16)  # those of weights that have none
@@ -159,18 +159,27 @@ def multiply(workers, x, weight, scales, y):
                         y[t + i, row + r] = out[16 * i + r]
 
 
+@jit
+def add_bias(y, bias):
+    """y [T, M] += bias [M], and nan for what is beyond LARGEST. See gptoss.linear."""
+    for t in range(len(y)):
+        for m in range(len(bias)):
+            y[t, m] = bounded(y[t, m] + bias[m])
+
+
+@in_turn
 def linear(x, weight, bias=None):
     """x [T, N] @ weight [M, N]^T + bias [M] -> float32 [T, M]; weight in any form that gptoss.linear takes."""
     if isinstance(weight, Adapted):
         return linear(x, weight.weight, bias) + x @ weight.A.T @ weight.B.T
     x, workers = np.ascontiguousarray(x), numba.get_num_threads()
     y = np.empty((len(x), len(weight[0] if isinstance(weight, tuple) else weight)), np.float32)
+    bias = np.zeros(y.shape[1], np.float32) if bias is None else bf16_to_float32(bias)
     weight, scales = weight if isinstance(weight, Int8) else (weight, NO_SCALES)
     if isinstance(weight, MXFP4):  # of one expert
         tokens, starts = np.arange(len(x)), np.array([0, len(x)])
         streamed = len(x) <= FEW_MXFP4 and x.shape[1] % 64 == 0
-        no_bias = np.zeros((1, y.shape[1]), np.float32)
-        expert_linear(streamed, workers, x, tokens, starts, weight.blocks[None], weight.scales[None], no_bias, False,
+        expert_linear(streamed, workers, x, tokens, starts, weight.blocks[None], weight.scales[None], bias[None], False,
                       np.float32(0), y)
     else:
         weight = weight.view(np.int16) if weight.dtype == np.float16 else weight  # its bits: see simd.to_float32
@@ -182,7 +191,8 @@ def linear(x, weight, bias=None):
             stream_rows(x, weight, y)
         else:
             stream_columns(workers, x, weight.T, y)
-    return y if bias is None else y + bf16_to_float32(bias)
+        add_bias(y, bias)
+    return y
 
 
 # ---- rotate, store_kv -----------------------------------------------------------------------------------------------
@@ -233,11 +243,8 @@ def exp(x):
     r = simd.fma(n, simd.splat_f32x16(np.float32(-0.693359375)), x)
     r = simd.fma(n, simd.splat_f32x16(np.float32(2.12194440e-4)), r)
     y = simd.splat_f32x16(np.float32(1.9875691500e-4))
-    y = simd.fma(y, r, simd.splat_f32x16(np.float32(1.3981999507e-3)))
-    y = simd.fma(y, r, simd.splat_f32x16(np.float32(8.3334519073e-3)))
-    y = simd.fma(y, r, simd.splat_f32x16(np.float32(4.1665795894e-2)))
-    y = simd.fma(y, r, simd.splat_f32x16(np.float32(1.6666665459e-1)))
-    y = simd.fma(y, r, simd.splat_f32x16(np.float32(5.0000001201e-1)))
+    for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        y = simd.fma(y, r, simd.splat_f32x16(np.float32(c)))
     y = simd.fma(y, simd.mul(r, r), simd.add(r, simd.splat_f32x16(np.float32(1))))
     return simd.mul(y, simd.power_of_two(n))
 
@@ -333,6 +340,7 @@ def attend_some(q, k, v, sinks, window, out, t, g):
     p, shrink, columns = np.empty(4 * KEYS, np.float32), np.empty(4, np.float32), np.empty(16 * 8, k.dtype)
     for row in range(rows):
         peak[row] = sinks[g * R + row % R]
+        total[row] += max(peak[row], 0) * 0  # 1; nan if the sink is inf, as e^(inf - inf) is
         for d in range(D):
             queries[row * P + d] = q[t + row // R, g * R + row % R, d] * scale
     begin, end = max(0, S - T + t - window + 1), S - T + t + rows // R
@@ -366,6 +374,7 @@ def attend(q, k, v, sinks, window, out):
         attend_some(q, k, v, sinks, window, out, task // len(k) * QUERIES, task % len(k))
 
 
+@in_turn
 def attention(q, k, v, sinks, window):
     """The last T of S positions attend -> float32 [T, H, D]; q [T, H, D], k, v [G, S, D]. See gptoss.attention.
 
@@ -408,21 +417,12 @@ def route(logits, K):
 def group(chosen, E):
     """Sorts the J pairs (token, expert) of chosen [T, K] by expert -> tokens [J], the token of each pair in that order;
     places [T, K], where each stands there; starts [E + 1]: e has pairs starts[e] to starts[e + 1] - 1; experts used."""
-    T, K = chosen.shape
-    starts, used = np.zeros(E + 1, np.int64), 0
-    for t in range(T):
-        for i in range(K):
-            starts[chosen[t, i] + 1] += 1
-    for e in range(E):
-        used += starts[e + 1] > 0
-        starts[e + 1] += starts[e]
-    tokens, places, free = np.empty(T * K, np.int64), np.empty((T, K), np.int64), starts.copy()
-    for t in range(T):
-        for i in range(K):
-            e = chosen[t, i]
-            tokens[free[e]], places[t, i] = t, free[e]
-            free[e] += 1
-    return tokens, places, starts, used
+    flat = chosen.flatten()
+    order = np.argsort(flat, kind="mergesort")  # pairs of one expert keep their order
+    places = np.empty(len(flat), np.int64)
+    places[order] = np.arange(len(flat))
+    starts = np.searchsorted(flat[order], np.arange(E + 1))
+    return order // chosen.shape[1], places.reshape(chosen.shape), starts, np.count_nonzero(np.diff(starts))
 
 
 @jit
@@ -452,16 +452,7 @@ def moe(workers, few, x, chosen, weights, gate_up, gate_up_scales, gate_up_bias,
     return y
 
 
-@jit
-def swiglu(gate_up, limit):
-    """gate_up [T, 2F] -> [T, F]. See gptoss.swiglu."""
-    y = np.empty((len(gate_up), gate_up.shape[1] // 2), np.float32)
-    for t in range(len(y)):
-        for f in range(y.shape[1]):
-            y[t, f] = swiglu_of_two(gate_up[t, 2 * f], gate_up[t, 2 * f + 1], limit)
-    return y
-
-
+@in_turn
 def experts(x, chosen, weights, layer, limit):
     """Mixture of experts: x [T, N] -> [T, N]; chosen, weights [T, K]. See gptoss.experts."""
     limit = np.float32(limit)
@@ -472,6 +463,7 @@ def experts(x, chosen, weights, layer, limit):
     y = np.zeros_like(x)  # unpacked or adapted ones: one after the other, as in gptoss.experts
     for e in np.unique(chosen):
         t, slot = np.nonzero(chosen == e)
-        h = swiglu(linear(x[t], part(layer.gate_up, e), layer.gate_up_bias[e]), limit)  # [tokens of e, F]
+        gate_up = linear(x[t], part(layer.gate_up, e), layer.gate_up_bias[e])  # [tokens of e, 2F]
+        h = swiglu(gate_up[:, 0::2], gate_up[:, 1::2], limit)
         y[t] += weights[t, slot, None] * linear(h, part(layer.down, e), layer.down_bias[e])
     return y

@@ -21,6 +21,7 @@ import numpy as np
 from numba import prange
 
 import simd
+from checkpoint import LARGEST
 from compiled import inline_jit, jit, parallel_jit
 
 MANY = 64  # tokens that unpacked weights meet at a time: 64 * 2 bytes * 2,880 = 370 KB of x, half a level-2 cache
@@ -119,10 +120,16 @@ def dot_mxfp4(blocks, scales, row, x, compensation, x_scales, j, B):
     return simd.reduce_add(simd.add(simd.add(total, other), compensated))
 
 
+@inline_jit
+def bounded(x):
+    """x, or nan if it is larger than LARGEST. See gptoss.linear."""
+    return x if abs(x) <= np.float32(LARGEST) else np.float32(np.nan)
+
+
 @jit
-def swiglu_of_two(gate, up, limit):
-    """Clamped SwiGLU of one gate and one up. See gptoss.swiglu."""
-    gate, up = min(gate, limit), min(max(up, -limit), limit)
+def swiglu(gate, up, limit):
+    """Clamped SwiGLU of a gate and an up, or of arrays of them. See gptoss.swiglu."""
+    gate, up = np.minimum(gate, limit), np.minimum(np.maximum(up, -limit), limit)
     return gate / (np.float32(1) + np.exp(np.float32(-1.702) * gate)) * (up + np.float32(1))
 
 
@@ -141,10 +148,10 @@ def stream_mxfp4(workers, x, compensation, x_scales, tokens, starts, blocks, sca
                 row = 2 * m if gated else m
                 for j in range(starts[e], starts[e + 1]):  # the rows stay in the level-1 cache
                     gate = dot_mxfp4(blocks, scales, e * M + row, x, compensation, x_scales, tokens[j], B)
-                    y[j, m] = gate = gate + bias[e, row]
+                    y[j, m] = gate = bounded(gate + bias[e, row])
                     if gated:
                         up = dot_mxfp4(blocks, scales, e * M + row + 1, x, compensation, x_scales, tokens[j], B)
-                        y[j, m] = swiglu_of_two(gate, up + bias[e, row + 1], limit)
+                        y[j, m] = swiglu(gate, bounded(up + bias[e, row + 1]), limit)
 
 
 # ---- Many tokens: unpack sixteen rows, multiply them by all tokens --------------------------------------------------
@@ -219,9 +226,9 @@ def multiply_mxfp4(workers, x, compensation, x_scales, tokens, starts, blocks, s
                     multiply_sixteen_rows(x, compensation, x_scales, some, blocks, scales, e * M + m, B, columns, sums)
                     for j in range(len(some)):
                         for r in range(0, 16, 2):
-                            gate = sums[16 * j + r] + bias[e, m + r]
-                            up = sums[16 * j + r + 1] + bias[e, m + r + 1]
+                            gate = bounded(sums[16 * j + r] + bias[e, m + r])
+                            up = bounded(sums[16 * j + r + 1] + bias[e, m + r + 1])
                             if gated:
-                                y[start + j, (m + r) // 2] = swiglu_of_two(gate, up, limit)
+                                y[start + j, (m + r) // 2] = swiglu(gate, up, limit)
                             else:
                                 y[start + j, m + r], y[start + j, m + r + 1] = gate, up

@@ -83,9 +83,10 @@ def test_rewind_is_exact(small):
             again = cache.rewind(max(0, n - 2))
             expected = small(np.append(tokens[:again], 3), logits_to_keep=1)
             assert close(small([3], cache), expected)
-    for bad in (-1, 1.5, "1", None):
-        with pytest.raises(ValueError, match="rewind: expected a length of at least 0, found"):
+    for bad in (-1, 1.5, "1", None, True, math.nan, [1]):
+        with pytest.raises(ValueError, match="rewind: expected an integer of at least 0, found"):
             cache.rewind(bad)
+    assert cache.rewind(np.int64(3)) == 3
 
 
 def test_the_room_of_a_cache(small):
@@ -272,15 +273,17 @@ def test_eos_of_the_checkpoint_ends_generation(small, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    ({"tokens": []}, "tokens: expected a sequence of at least one id, found shape [0]"),
-    ({"tokens": np.array(3)}, "tokens: expected a sequence of at least one id, found shape []"),
-    ({"tokens": [0, 211]}, "tokens: expected ids from 0 to 210, found [211] at [1]"),
-    ({"tokens": [-1]}, "tokens: expected ids from 0 to 210, found [-1] at [0]"),
-    ({"tokens": [2**70]}, "tokens: expected integer ids, found object"),
-    ({"tokens": [True]}, "tokens: expected integer ids, found bool"),
-    ({"tokens": "hello"}, "tokens: expected integer ids"),
-    ({"tokens": [0.5]}, "tokens: expected integer ids, found float64"),
-    ({"tokens": [[1, 2]]}, "tokens: expected a sequence of at least one id, found shape [1, 2]"),
+    ({"tokens": []}, "tokens: expected ids from 0 to 210, found none"),
+    ({"tokens": None}, "tokens: expected ids from 0 to 210, found None"),
+    ({"tokens": 1.5}, "tokens: expected ids from 0 to 210, found 1.5"),
+    ({"tokens": [0, 211]}, "tokens: expected ids from 0 to 210, found 211"),
+    ({"tokens": [-1]}, "tokens: expected ids from 0 to 210, found -1"),
+    ({"tokens": [2**70]}, "tokens: expected ids from 0 to 210, found 1180591620717411303424"),
+    ({"tokens": [True]}, "tokens: expected ids from 0 to 210, found True"),
+    ({"tokens": "hello"}, "tokens: expected ids from 0 to 210, found 'h'"),
+    ({"tokens": [0.5]}, "tokens: expected ids from 0 to 210, found 0.5"),
+    ({"tokens": [[1, 2], [3]]}, "tokens: expected ids from 0 to 210, found [1, 2]"),
+    ({"tokens": np.ones((1, 2), int)}, "tokens: expected ids from 0 to 210, found array([1, 1])"),
     ({"tokens": [0] * 1025}, "tokens: expected at most 1024, the context, found 1025 with the cache"),
     ({"temperature": -0.1}, "temperature: expected a number of at least 0, found -0.1"),
     ({"temperature": math.nan}, "temperature: expected a number of at least 0, found nan"),
@@ -288,6 +291,7 @@ def test_eos_of_the_checkpoint_ends_generation(small, monkeypatch):
     ({"temperature": math.inf}, "temperature: expected a number of at least 0, found inf"),
     ({"temperature": None}, "temperature: expected a number of at least 0, found None"),
     ({"temperature": True}, "temperature: expected a number of at least 0, found True"),
+    ({"temperature": 10**400}, "temperature: expected a number of at least 0, found 1000"),
     ({"top_p": 0}, "top_p: expected a number from 1e-09 to 1, found 0"),
     ({"top_p": 1.01}, "top_p: expected a number from 1e-09 to 1, found 1.01"),
     ({"top_p": math.nan}, "top_p: expected a number from 1e-09 to 1, found nan"),
@@ -295,14 +299,61 @@ def test_eos_of_the_checkpoint_ends_generation(small, monkeypatch):
     ({"top_k": 2.5}, "top_k: expected an integer of at least 0, found 2.5"),
     ({"min_p": 2}, "min_p: expected a number from 0 to 1, found 2"),
     ({"max_tokens": 0}, "max_tokens: expected an integer of at least 1, found 0"),
+    ({"seed": -1}, "seed: expected an integer of at least 0, found -1"),
+    ({"seed": "x"}, "seed: expected an integer of at least 0, found 'x'"),
+    ({"seed": math.nan}, "seed: expected an integer of at least 0, found nan"),
+    ({"stop": "<|end|>"}, "stop: expected an integer of at least 0, found '<'"),
+    ({"stop": 1.5}, "stop: expected an integer of at least 0, found 1.5"),
+    ({"cache": 5}, "cache: expected one that this model made, found another"),
+    ({"logits_processor": 5}, "logits_processor: expected a function, found 5"),
+    ({"model": "nano"}, "model: expected what gptoss.load gives, found nano"),
 ])
 def test_bad_arguments_are_refused_at_once(small, arguments, message):
     with pytest.raises(ValueError) as caught:
-        gptoss.generate(small, **{"tokens": [1, 2]} | arguments)  # not at the first id
+        gptoss.generate(**{"model": small, "tokens": [1, 2]} | arguments)  # not at the first id
     assert message in str(caught.value)
     if "tokens" in arguments:
         with pytest.raises(ValueError, match="^tokens: "):
             small(arguments["tokens"])
+
+
+def test_one_id_is_a_sequence_too(small):
+    assert np.array_equal(small(3), small([3])) and np.array_equal(small(np.uint64(3)), small(range(3, 4)))
+    first = next(gptoss.generate(small, 3, temperature=0))
+    assert list(gptoss.generate(small, [3], temperature=0, stop=first)) == [first]
+
+
+def test_every_argument_of_a_wrong_type_is_refused(small):
+    """And by a sentence. What is right may be among them: the answer is one, or an array."""
+    cache, rng = small.new_cache(), np.random.default_rng(0)
+    small([1, 2, 3], cache)
+    things = [None, True, 1.5, -1, math.nan, math.inf, 2**70, 10**400, "x", b"x", [], [None], {}, {1: 2}, set(),
+              object(), np.zeros((2, 2)), np.array(1.5), np.array(["1"]), iter([]), int, 1j, range(3)]
+    sampling = ("temperature", "top_k", "top_p", "min_p")
+    calls = [
+        small, cache.rewind, small.new_cache, gptoss.operations_of, lambda x: small([1], x),
+        lambda x: small([1], logits_to_keep=x), lambda x: gptoss.load(x, backend="numpy"),
+        lambda x: gptoss.load(NANO, backend="numpy", dense_dtype=x),
+        *(lambda x, name=name: gptoss.sample(np.zeros(4), rng, **{name: x})
+          for name in sampling),
+        *(lambda x, name=name: gptoss.generate(**{"model": small, "tokens": [1], name: x})
+          for name in (*sampling, "model", "tokens", "max_tokens", "seed", "stop", "cache")),
+    ]
+    refused = 0
+    for call in calls:
+        for thing in things:
+            try:
+                call(thing)
+            except ValueError as error:
+                assert ": expected " in str(error) and len(str(error)) < 800
+                refused += 1
+    assert refused > 0.8 * len(calls) * len(things)
+
+
+@pytest.mark.parametrize("logits", [None, 3.0, [[1.0, 2.0]], np.zeros((1, 4)), np.full(4, -np.inf), [1.0, np.nan]])
+def test_a_processor_that_gives_no_logits(logits, small):
+    with pytest.raises(ValueError, match="logits: expected numbers, found"):
+        next(gptoss.generate(small, [1], logits_processor=lambda ids, given: logits))
 
 
 def test_load_refuses_unknown_options(tmp_path):
