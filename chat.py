@@ -90,7 +90,7 @@ class Chat:
             except KeyboardInterrupt:
                 self.screen.note("(stopped)")
             except ValueError as error:  # this cannot be asked or done; the conversation goes on
-                too_long = "; ask something shorter, or make room with /reset" if "the context" in str(error) else ""
+                too_long = "; ask something shorter, or make room with /undo or /reset" if "the context" in str(error) else ""
                 self.screen.note(f"{error}{too_long}")
             except EngineError as error:
                 self.screen.note(f"{error}; /retry asks again")

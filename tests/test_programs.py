@@ -163,14 +163,15 @@ def moments(times, seed, longest):
     (("serve.py", "--port", "0"), 20 if LONG else 2, 2), (("-c", COMPILE), 20 if LONG else 1, 20 if LONG else 5)],
     ids=["chat", "xray", "serve", "compile"])
 def test_ctrl_c_at_any_moment(command, times, seconds, tmp_path):
-    """Exit status 130 and no traceback; 0 if all was done before."""
+    """Exit status 130 and no traceback; 0 if all was done before. When Python ends, it gives signals back to the system
+    (-2), which a shell calls 130 too."""
     cold = {"NUMBA_CACHE_DIR": str(tmp_path)} if "-c" in command else {}
     for moment in moments(times, command, seconds):
         child = start(*command, **cold)
         time.sleep(moment)
         child.send_signal(signal.SIGINT)
         out, said = child.communicate(timeout=60)
-        assert child.returncode in (130, 0) and "Traceback" not in said and said.count("\n") <= 1, (moment, said)
+        assert child.returncode in (130, 0, -2) and "Traceback" not in said and said.count("\n") <= 1, (moment, said)
         assert child.returncode == 130 or "serve.py" not in command
 
 

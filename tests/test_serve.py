@@ -481,7 +481,7 @@ def test_the_browser_cites_what_it_read(ask, tokenizer, tmp_path):
      400, "schema", None),
     ("responses", {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
      400, "input[0].content[0]", None),
-    ("responses", {"input": "\ud800"}, 400, "encode", None),
+    ("responses", {"input": "\ud800"}, 400, "input[0].content", None),
     ("responses", {"input": "a b " * 20_000}, 400, "input", "context_length_exceeded"),
     ("responses", {"input": [{"role": "user", "content": ""}] * 20_000}, 400, "input", "context_length_exceeded"),
     ("chat/completions", {}, 400, "messages", None), ("chat/completions", USER | {"n": 2}, 400, "n", None),

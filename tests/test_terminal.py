@@ -274,7 +274,7 @@ def test_the_context_fills_and_that_is_said(person, tmp_path):
     one.types(f"/read {tmp_path}/long.txt\r{QUESTION}\r")
     one.sees(r"the context is [89]\d% full; when it is full no more can be said: /undo takes back the last question")
     one.types(f"/read {tmp_path}/longer.txt\r{QUESTION}\r")
-    one.sees(r"fewer than 4096 tokens, the context, found \d+ with the cache; ask something shorter, or make room with /reset")
+    one.sees(r"fewer than 4096 tokens, the context, found \d+; ask something shorter, or make room with /undo or /reset")
     one.types(f"/reset\r{QUESTION}\r")
     one.sees(ANSWER)
 
