@@ -205,8 +205,8 @@ class Layer(NamedTuple):
 class Model:
     """A loaded model: `model(tokens, cache)` gives logits. Its matrices are views into mapped files (int8: copies)."""
 
-    def __init__(self, config, embedding, layers, norm, unembedding, operations):
-        self.config, self.operations = config, operations
+    def __init__(self, config, embedding, layers, norm, unembedding, operations, files=None):
+        self.config, self.operations, self.files = config, operations, files or {}  # files: see LocalEngine
         self.embedding = embedding  # bf16 [V, N]
         self.layers = layers  # a Layer each
         self.norm = norm  # float32 [N]
@@ -277,7 +277,7 @@ def load(path, *, backend="numba", dense_dtype="bfloat16", adapter=None, model=M
     expect(dense_dtype in ("bfloat16", "int8"), ValueError, "dense_dtype", '"bfloat16" or "int8"', repr(dense_dtype))
     operations, dense = operations_of(backend), quantize_int8 if dense_dtype == "int8" else lambda weight: weight
     config, layout = read_config(path)
-    top, layers = read_tensors(path, config, layout)  # {field: array}, and such a dict for each layer
+    top, layers, files = read_tensors(path, config, layout)  # {field: array}, and such a dict for each layer
     for tensors in (top, *layers):
         for field, array in tensors.items():
             if field.endswith(("norm", "bias", "sinks")):
@@ -287,7 +287,7 @@ def load(path, *, backend="numba", dense_dtype="bfloat16", adapter=None, model=M
     if adapter is not None:
         adapt(layers, adapter, config)
     layers = [Layer(**layer) for layer in layers]
-    return model(config, top["embedding"], layers, top["norm"], top["unembedding"], operations)
+    return model(config, top["embedding"], layers, top["norm"], top["unembedding"], operations, files)
 
 
 def operations_of(backend):
