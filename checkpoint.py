@@ -36,10 +36,9 @@ def expect(ok, error, where, expected, found):
 
 
 def readable(text, most=300):
-    """A text as a part of a line: of a long one not the middle, and escapes for what a terminal would obey."""
-    text = str(text)
-    text = text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """A text as a part of a line: escapes for what a terminal would obey, and of a long one not the middle."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
 
 
 def expect_number(value, kind, low, high, error, where, found=None):

@@ -10,6 +10,7 @@ import os
 import tracemalloc
 from collections import Counter
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from datetime import timedelta
 
@@ -70,7 +71,7 @@ def damaged_json(draw, value):
             node = node[key]
             key = draw(st.sampled_from(sorted(node)) if isinstance(node, dict) else st.integers(0, len(node) - 1))
         if node is whole or draw(st.integers(0, 5)):
-            node[key] = draw(JUNK)
+            node[key] = deepcopy(draw(JUNK))
         elif isinstance(node, dict) and draw(st.booleans()):
             node[draw(st.text(max_size=5))] = node.pop(key)
         else:
