@@ -14,13 +14,17 @@ The experts' two weights have no names in the file. One of them is called `mlp.e
     r  rank         N  hidden_size, or any number of inputs, and M of outputs
 """
 
+import os
 import re
+import time
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 import checkpoint
 from checkpoint import Adapted, CheckpointError, bf16_to_float32, expect, expect_number
+from files import read_json, what_is
 
 MODULES = {"self_attn.q_proj": "q_weight", "self_attn.k_proj": "k_weight", "self_attn.v_proj": "v_weight",
            "self_attn.o_proj": "o_weight", "mlp.router": "router_weight", "mlp.router.linear": "router_weight"}
@@ -34,6 +38,7 @@ HARMLESS = {"alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", 
             "layers_to_transform", "loftq_config", "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_core",
             "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config",
             "target_modules", "target_parameters", "task_type", "use_rslora", "velora_config"}
+SLOW = re.compile(r"([*+?{(].*){4}|\)[*+{]|\(\?[^:]")  # parts of patterns that may take years to find no match
 BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")  # the other ones change W too, before the training
 
 
@@ -100,14 +105,14 @@ def adapt(layers, directory, config):
 
 def read_adapter_config(directory):
     """A function that gives the rank and the scale of a parameter by its name, as adapter_config.json says them."""
-    path = directory / "adapter_config.json"
-    expect(directory.is_dir(), CheckpointError, directory, "the directory of an adapter", "no such directory")
-    model = (directory / "config.json").exists() and not path.exists()
+    path, found = directory / "adapter_config.json", what_is(directory)
+    expect(found == "a directory", CheckpointError, directory, "the directory of an adapter", found)
+    model = os.path.lexists(directory / "config.json") and not os.path.lexists(path)
     expect(not model, CheckpointError, directory, "an adapter (adapter_config.json)", "a checkpoint (config.json)")
-    raw = checkpoint.read_json(path)
+    raw = read_json(path)
 
     def need(ok, key, expected):
-        expect(ok, CheckpointError, f"{path}: {key}", expected, repr(raw.get(key)))
+        expect(ok, CheckpointError, f"{path}: {key}", expected, "" if ok else repr(raw.get(key)))
 
     need(raw.get("peft_type") == "LORA", "peft_type", "'LORA'")
     need(raw.get("bias", "none") == "none", "bias", "'none'")
@@ -115,20 +120,29 @@ def read_adapter_config(directory):
          "a beginning that leaves the model's own weights alone")
     for key, value in raw.items():
         need(key in HARMLESS or not value, key, "nothing: it changes what is computed, and is not supported here")
+    need(isinstance(raw.get("use_rslora", False), bool), "use_rslora", "true or false")
+    patterns, end = {}, time.monotonic() + 5
     for key in ("rank_pattern", "alpha_pattern"):
         need(isinstance(raw.get(key) or {}, dict), key, "an object")
-    need(isinstance(raw.get("use_rslora", False), bool), "use_rslora", "true or false")
+        patterns[key] = []
+        for text, value in (raw.get(key) or {}).items():
+            need(time.monotonic() < end, key, "patterns that take less than five seconds")
+            quick = len(text) <= 200 and not SLOW.search(text)
+            need(quick, key, "short patterns with at most three repeats and groups, and without repeated groups")
+            try:
+                patterns[key].append((re.compile(rf"(.*\.)?({text})$"), f"{path}: {key}: {text}", value))
+            except (re.error, RecursionError, OverflowError) as error:
+                need(False, key, f"regular expressions ({error})")
 
     def number(key, pattern, name, kind, low):
         """raw[key], or what the first of the patterns says that matches the end of the name."""
-        for regex, value in (raw.get(pattern) or {}).items():
-            try:
-                if re.match(rf"(.*\.)?({regex})$", name):
-                    return expect_number(value, kind, low, 10**9, CheckpointError, f"{path}: {pattern}: {regex}")
-            except re.error as error:
-                need(False, pattern, f"regular expressions ({error})")
+        for expression, where, value in patterns[pattern]:
+            need(time.monotonic() < end, pattern, "patterns that take less than five seconds")
+            if expression.match(name):
+                return expect_number(value, kind, low, 10**9, CheckpointError, where)
         return expect_number(raw.get(key), kind, low, 10**9, CheckpointError, f"{path}: {key}")
 
+    @cache
     def rank_and_scale(name):
         r = number("r", "rank_pattern", name, int, 1)
         alpha = number("lora_alpha", "alpha_pattern", name, float, -1e9)
@@ -140,10 +154,9 @@ def read_adapter_config(directory):
 def read_pairs(file, count, known):
     """{(layer, module): [A, B]} in float32, copied from a safetensors file. Of each the layer must be one of `count`,
     and known((layer, module)) true: no tensor is passed over."""
-    pickled = file.with_suffix(".bin").exists() and not file.exists()
+    pickled = os.path.lexists(file.with_suffix(".bin")) and not os.path.lexists(file)
     expect(not pickled, CheckpointError, file.parent, "adapter_model.safetensors", "adapter_model.bin, a pickle, which "
            "may hold code (PeftModel.from_pretrained and save_pretrained make the other of it)")
-    expect(file.exists(), CheckpointError, file, "this file beside adapter_config.json", "no such file")
     pairs = {}
     for name, (dtype, shape, data) in checkpoint.map_safetensors(file).items():
         where, match = f"{file}: {name}", TENSOR.fullmatch(WRAPPERS.sub("", name))

@@ -90,7 +90,8 @@ class Chat:
             except KeyboardInterrupt:
                 self.screen.note("(stopped)")
             except ValueError as error:  # this cannot be asked or done; the conversation goes on
-                too_long = "; ask something shorter, or make room with /undo or /reset" if "the context" in str(error) else ""
+                full = "the context" in str(error)
+                too_long = "; ask something shorter, or make room with /undo or /reset" if full else ""
                 self.screen.note(f"{error}{too_long}")
             except EngineError as error:
                 self.screen.note(f"{error}; /retry asks again")

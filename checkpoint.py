@@ -10,36 +10,19 @@ what a model does with them. Whatever is wrong with a file is said in one senten
 """
 
 import json
-import math
 import os
 from dataclasses import dataclass
-from numbers import Integral, Real
+from itertools import accumulate
+from operator import mul
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used: which file, which key or tensor, what was expected and what was found."""
-
-
-def expect(ok, error, where, expected, found):
-    """Raises error("WHERE: expected EXPECTED, found FOUND") unless `ok`. A `found` that is no text is shown as its
-    repr, and of a long one the beginning: this is the form of every complaint in this project."""
-    if not ok:
-        found = found if isinstance(found, str) else repr(found)
-        raise error(f"{where}: expected {expected}, found {found[:200]}")
-
-
-def expect_number(value, kind, low, high, error, where, found=None):
-    """`value` as an int or a float, whichever `kind` is, if it is such a number from low to high (inf: any)."""
-    noun, digits = ("an integer", "d") if kind is int else ("a number", "g")
-    most = f"of at least {low:{digits}}" if high == math.inf else f"from {low:{digits}} to {high:{digits}}"
-    number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
-    expect(number and low <= value <= high and value < 2**1024, error, where, f"{noun} {most}", found or repr(value))
-    return kind(value)
-
+from files import BEGINNINGS, JSON_BYTES, read_json, what_is
+from files import CheckpointError as CheckpointError
+from files import expect as expect
+from files import expect_number as expect_number
 
 # ---- Number formats -------------------------------------------------------------------------------------------------
 # NumPy has no bfloat16. A bf16 array is kept as its 16-bit patterns, uint16; the other formats are named tuples.
@@ -113,6 +96,32 @@ def part(weight, i):
     return type(weight)(*(part(array, i) for array in weight)) if isinstance(weight, tuple) else weight[i]
 
 
+# ---- The directory --------------------------------------------------------------------------------------------------
+
+STRANGERS = {  # what is found where a checkpoint should be, by a file that it has
+    "adapter_config.json": "an adapter (adapter_config.json), which is loaded beside its base model",
+    "*.gguf": BEGINNINGS[b"GGUF"],
+    "*.bin": "pickles of PyTorch (.bin), to be saved as .safetensors",
+    "*/*.distcp": "shards of a training (.distcp), to be merged and saved as .safetensors",
+}
+
+
+def directory_of(path):
+    """The directory of a checkpoint, which is named by it or by its .safetensors file."""
+    found, directory = what_is(path).replace("such file", "such directory"), Path(path)
+    if found == "a file" and directory.suffix == ".safetensors":
+        found, directory = "a directory", directory.parent
+    expect(found == "a directory", CheckpointError, path, "a checkpoint directory", found)
+    mistaken = None if os.path.lexists(directory / "config.json") else stranger(directory)
+    expect(mistaken is None, CheckpointError, path, "a checkpoint", mistaken or "")
+    return directory
+
+
+def stranger(directory):
+    """What a directory has that is taken for a checkpoint, or None."""
+    return next((name for pattern, name in STRANGERS.items() if any(directory.glob(pattern))), None)
+
+
 # ---- Config ---------------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
@@ -159,53 +168,12 @@ FIXED = {  # what gpt-oss is built with: another value would be another function
     "tie_word_embeddings": False, "attention_bias": True, "hidden_act": "silu", "swiglu_alpha": 1.702,
     "partial_rotary_factor": 1, "attention_factor": None, "mscale": None, "mscale_all_dim": None,
 }
-STRANGERS = {  # what is found where a checkpoint should be, by a file that it has
-    "adapter_config.json": "an adapter (adapter_config.json), which is loaded beside its base model",
-    "*.gguf": "GGUF, the format of llama.cpp",
-    "*.bin": "pickles of PyTorch (.bin), to be saved as .safetensors",
-    "*/*.distcp": "shards of a training (.distcp), to be merged and saved as .safetensors",
-}
-BEGINNINGS = {  # and by how it begins
-    b"GGUF": STRANGERS["*.gguf"], b"version https://git-lfs": "a git-lfs pointer to it (`git lfs pull` brings it)",
-}
 YARN = {  # defaults as transformers fills them in
     "factor": (float, 1, 1e6),
     "original_max_position_embeddings": (int, 1, 2**31),
     "beta_fast": (float, 1e-6, 1e6, 32.0),
     "beta_slow": (float, 1e-6, 1e6, 1.0),
 }
-
-
-def read_json(path):
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
-        what = isinstance(error, ValueError) and stranger(path) or f"something else ({error})"
-        raise CheckpointError(f"{path}: expected JSON, found {what}") from None
-    expect(isinstance(value, dict), CheckpointError, path, "a JSON object", type(value).__name__)
-    return value
-
-
-def stranger(path):
-    """What a directory or a file is that is taken for a checkpoint or a part of one, or None."""
-    if os.path.isdir(path):
-        return next((name for pattern, name in STRANGERS.items() if any(Path(path).glob(pattern))), None)
-    with open(path, "rb") as file:
-        beginning = file.read(40)
-    return next((name for first, name in BEGINNINGS.items() if beginning.startswith(first)), None)
-
-
-def directory_of(path):
-    """The directory of a checkpoint, which is named by it or by its .safetensors file."""
-    whole, file = os.path.isdir(path), os.path.isfile(path)
-    mistaken, directory = stranger(path) if file else None, Path(path) if whole else Path(path).parent
-    there = whole or mistaken or file and Path(path).suffix == ".safetensors"
-    expect(there, CheckpointError, path, "a checkpoint directory", "no such directory")
-    mistaken = mistaken or (None if (directory / "config.json").exists() else stranger(directory))
-    expect(mistaken is None, CheckpointError, path, "a checkpoint", mistaken or "")
-    return directory
 
 
 def read_config(path):
@@ -216,7 +184,7 @@ def read_config(path):
     layout = "hf" if "model_type" in raw or "num_local_experts" in raw else "original"
     written = {} if layout == "hf" else {new: old for old, new in ORIGINAL_KEYS.items()}  # keys as the file has them
     def need(ok, key, expected, value):
-        expect(ok, CheckpointError, f"{path}: {written.get(key, key)}", expected, json.dumps(value))
+        expect(ok, CheckpointError, f"{path}: {written.get(key, key)}", expected, "" if ok else json.dumps(value))
     def numbers(source, table):
         for key, (kind, low, high, *default) in table.items():
             value = source.get(key, *default)
@@ -231,8 +199,6 @@ def read_config(path):
         quantization = raw.get("quantization_config") or {"quant_method": "mxfp4"}  # what there is, the tensors say
         need(isinstance(quantization, dict) and quantization.get("quant_method") == "mxfp4", "quantization_config",
              'nothing or quant_method "mxfp4"', quantization)
-        experts = raw.get("num_experts", raw.get("num_local_experts"))  # its name elsewhere in transformers
-        need(experts == raw.get("num_local_experts"), "num_experts", "what num_local_experts says, or nothing", experts)
         rope_key, rope = rope_of(raw, need)
         raw = {key: rope[key] for key in ("rope_theta",) if key in rope} | raw
         for key, value in FIXED.items():
@@ -256,17 +222,14 @@ def read_config(path):
     need(isinstance(types, list) and len(types) == layers and all(kind in kinds for kind in types), "layer_types",
          f"a list of {layers}, each {' or '.join(map(repr, kinds))}", types)
 
-    E = fields["num_local_experts"]
-    for key, fits, expected in (
-        ("head_dim", lambda n: n % 2 == 0, "an even number"),
-        ("num_attention_heads", lambda n: n % fields["num_key_value_heads"] == 0,
-         f"a multiple of num_key_value_heads ({fields['num_key_value_heads']})"),
-        ("num_experts_per_tok", lambda n: n <= E, f"at most the number of experts ({E})"),
-    ):
-        need(fits(fields[key]), key, expected, fields[key])
+    D, H, G, K, E = (fields[key] for key in ("head_dim", "num_attention_heads", "num_key_value_heads",
+                                             "num_experts_per_tok", "num_local_experts"))
+    need(D % 2 == 0, "head_dim", "an even number", D)
+    need(H % G == 0, "num_attention_heads", f"a multiple of num_key_value_heads ({G})", H)
+    need(K <= E, "num_experts_per_tok", f"at most the number of experts ({E})", K)
 
     generation, V = directory / "generation_config.json", fields["vocab_size"]
-    says = read_json(generation) if generation.exists() else {}
+    says = read_json(generation) if os.path.lexists(generation) else {}
     stops = stop_ids(generation, says, V) | stop_ids(path, raw, V)  # a reply ends at what either file names
     fields["eos_token_id"] = tuple(stops) or Config.eos_token_id
     return Config(**fields, layer_types=tuple(types), do_sample=(says or raw).get("do_sample") is not False), layout
@@ -280,6 +243,7 @@ def rope_of(raw, need):
     need(isinstance(rope, dict), rope_key, "YaRN's numbers, or {\"rope_type\": \"default\"} for plain RoPE", rope)
     twice = {"rope_scaling": (raw.get("rope_scaling"), raw.get("rope_parameters")),
              "rope_type": (rope.get("rope_type"), rope.get("type")),
+             "num_experts": (raw.get("num_experts"), raw.get("num_local_experts")),  # what other models call it
              **{key: (raw.get(key), rope.get(key)) for key in ("rope_theta", "truncate", *YARN)}}
     for key, values in twice.items():
         given = [value for value in values if value is not None]
@@ -303,57 +267,50 @@ def stop_ids(path, source, V):
 
 FLOATS = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
 STORED = FLOATS | {"U8": np.dtype("u1")}
-ITEM_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "BF16": 16, "F16": 16, "I16": 16,
-             "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8}
+ITEM_BITS = {"F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "BF16": 16, "F16": 16,
+             "I16": 16, "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+             "I8": 8, "U8": 8, "BOOL": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}  # those of the library, version 0.8
 WRAPPED = "a name from a training (save the model in the wrapper, not the wrapper)"
 WRONG_NAMES = {  # parts of names that say what went wrong
     "module.model.": WRAPPED, "_orig_mod.": WRAPPED, "base_model.model.": WRAPPED,
     ".gate_up_projs.": "an expert apart, as Unsloth trains them (save_pretrained_merged puts them together)",
 }
-MAX_HEADER = 100_000_000  # bytes, as in the safetensors library: a wrong length does not become gigabytes of JSON
 
 
 def map_safetensors(path):
     """{name: (dtype name, shape, bytes as a uint8 view)} of one file; raises CheckpointError where the file contradicts
     itself. Format: github.com/huggingface/safetensors#format."""
     def need(ok, expected, found, name=None):
-        expect(ok, CheckpointError, f"{path}: {name}" if name else path, expected, found)
+        expect(ok, CheckpointError, path if name is None else f"{path}: {name}", expected, found)
 
-    try:
-        size = path.stat().st_size
-        need(size >= 8, "a safetensors file", f"{size} bytes")
-        need(not stranger(path), "a safetensors file", stranger(path))
-        data = np.asarray(np.memmap(path, np.uint8, mode="r"))  # (views of a memmap are slower to make and to pass on)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
-    header_size, most = int.from_bytes(data[:8].tobytes(), "little"), min(size - 8, MAX_HEADER)
+    found = what_is(path)
+    need(found == "a file", "a safetensors file", found)
+    size = os.path.getsize(path)
+    need(size >= 8, "a safetensors file", f"{size} bytes")
+    data = np.asarray(np.memmap(path, np.uint8, mode="r"))  # (views of a memmap are slower to make and to pass on)
+    header_size, most = int.from_bytes(data[:8].tobytes(), "little"), min(size - 8, JSON_BYTES)
     need(header_size <= most, f"a header of at most {most} bytes", f"one of {header_size} (a file cut short?)")
-    try:
-        header = json.loads(data[8 : 8 + header_size].tobytes())
-    except (ValueError, RecursionError):
-        header = None
-    need(isinstance(header, dict), "a header that is a JSON object", "something else")
-    header.pop("__metadata__", None)
-    data = data[8 + header_size :]
-
-    tensors, spans = {}, []
+    header = read_json(path, data[8 : 8 + header_size].tobytes())
+    about, data = header.pop("__metadata__", None), data[8 + header_size :]
+    texts = isinstance(about, dict) and all(isinstance(text, str) for text in about.values())
+    need(about is None or texts, "an object of texts", about, "__metadata__")
+    tensors, entries, position = {}, [], 0
     for name, entry in header.items():
-        try:
-            dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-            bits = ITEM_BITS[dtype]
-            valid = all(type(n) is int and 0 <= n < 2**63 for n in (*shape, begin, end)) and begin <= end
-        except (TypeError, KeyError, ValueError):
-            valid = False
-        need(valid and len(shape) <= 8, "a dtype, a shape and data_offsets in the header", entry, name)
-        need(end <= len(data), f"its end within the {len(data)} bytes of data", f"{end} (a file cut short?)", name)
-        size = math.prod(shape) * bits // 8
-        need(end - begin == size, f"{size} bytes for {dtype} {list(shape)}", f"{end - begin}", name)
-        tensors[name] = dtype, shape, data[begin:end]
-        spans.append((begin, end, name))
-    position = 0
-    for begin, end, name in sorted(spans):
+        match entry:
+            case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [begin, end], **others}:
+                numbers = all(type(n) is int and 0 <= n < 2**64 for n in (*shape, begin, end))
+                valid = dtype in ITEM_BITS and numbers and not others
+            case _:
+                valid = False
+        need(valid, "a dtype, a shape and data_offsets in the header", entry, name)
+        entries.append((begin, end, name, dtype, tuple(shape)))
+    for begin, end, name, dtype, shape in sorted(entries):
         need(begin == position, f"its bytes to begin at {position}", f"{begin} (tensors overlap or leave a gap)", name)
-        position = end
+        need(end <= len(data), f"its end within the {len(data)} bytes of data", f"{end} (a file cut short?)", name)
+        fits = all((bits := n) < 2**64 for n in accumulate((1, *shape, ITEM_BITS[dtype]), mul))  # so far, at each step
+        fits = fits and bits == 8 * (end - begin)
+        need(fits, f"{bits / 8:.16g} bytes for {dtype} {list(shape)}", f"{end - begin}", name)
+        tensors[name], position = (dtype, shape, data[begin:end]), end
     need(position == len(data), f"{position} bytes of tensors", f"{len(data)}")
     return tensors
 
@@ -364,31 +321,31 @@ class Checkpoint:
     def __init__(self, path):
         directory = directory_of(path)
         index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
-        if os.path.isfile(path):
+        if directory != Path(path):
             where, files = None, [Path(path).name]
-        elif index.exists():
+        elif os.path.lexists(index):
             where = read_json(index).get("weight_map")
-            names = isinstance(where, dict) and all(isinstance(file, str) for file in where.values())
-            expect(names, CheckpointError, f"{index}: weight_map", "an object of tensor and file names", where)
+            expect(isinstance(where, dict), CheckpointError, f"{index}: weight_map", "an object of names", where)
+            for file in where.values():
+                beside = isinstance(file, str) and Path(file).name == file and "\\" not in file
+                expect(beside and file.endswith(".safetensors"), CheckpointError, index,
+                       "names of .safetensors files beside it", repr(file))
             files = sorted(set(where.values()))
-            expect(single.name in files or not single.exists(), CheckpointError, directory, f"{single.name}, or the "
-                   f"shards of {index.name}", "both (if the index is stale, delete it; else the single file)")
-            for file in files:
-                beside = Path(file).name == file and "\\" not in file and file.endswith(".safetensors")
-                expect(beside, CheckpointError, index, "names of .safetensors files beside it", repr(file))
-                there = os.path.isfile(directory / file)  # (Path.is_file raises where a name is too long)
-                expect(there, CheckpointError, f"{index}: {file}", "this shard beside it", "no such file")
+            expect(single.name in files or not os.path.lexists(single), CheckpointError, directory,
+                   f"{single.name}, or the shards of {index.name}",
+                   "both (if the index is stale, delete it; else the single file)")
         else:
             where, files = None, {path.name for path in directory.glob("*.safetensors")} - {"adapter_model.safetensors"}
             files = [single.name] if single.name in files else sorted(files)
             expect(files, CheckpointError, directory, "a .safetensors file", stranger(directory) or "none")
-        self.directory, self.tensors = directory, {}
+        self.directory, self.tensors, self.files = directory, {}, {}  # files: as the operating system describes them
         for file in files:
             for name, tensor in map_safetensors(directory / file).items():
                 if where is None or where.get(name) == file:
                     once = name not in self.tensors
                     expect(once, CheckpointError, f"{directory / file}: {name}", "each tensor once", "it in two shards")
                     self.tensors[name] = (directory / file, *tensor)
+            self.files[directory / file] = os.stat(directory / file)
         for name, file in (where or {}).items():
             expect(name in self.tensors, CheckpointError, f"{index}: {name}", f"it in {file}", "no such tensor")
         for name in self.tensors:
@@ -451,7 +408,7 @@ def tensor_table(config, layout):
 
 def read_tensors(directory, config, layout):
     """The tensors of a checkpoint as {field: array}: of the model, and of each layer in a list. Either layout gives
-    the same fields, those of gptoss.Layer."""
+    the same fields, those of gptoss.Layer. And {path: os.stat} of the files that they are views of."""
     checkpoint, top, layers = Checkpoint(directory), {}, [{} for _ in range(config.num_hidden_layers)]
     for name, (field, i, dtype, shape) in tensor_table(config, layout).items():
         weight, _, part = field.rpartition("_")
@@ -464,7 +421,7 @@ def read_tensors(directory, config, layout):
         for part in ("weight", "bias"):  # a row slice of a view is a view
             split = np.split(layer.pop(f"qkv_{part}"), [Q, Q + KV])
             layer |= dict(zip((f"q_{part}", f"k_{part}", f"v_{part}"), split, strict=True))
-    return top, layers
+    return top, layers, checkpoint.files
 
 
 def expert_weight(checkpoint, blocks, shape, config, field):

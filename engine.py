@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 import gptoss
-from checkpoint import Adapted, expect
+from checkpoint import Adapted, CheckpointError, expect
 from gptoss import CHUNK
 
 FORMAT = "gpt-oss prompt, version 1"  # a new one whenever keys and values are computed or stored in another way
@@ -52,6 +52,7 @@ class LocalEngine:
     def generate(self, tokens, **sampling):
         """See conversation.py. Raises ValueError, at once, for arguments that gptoss.generate refuses. What an earlier
         call gave ends here, because the cache may be this call's now."""
+        check_unchanged(self.model.files)
         tokens = list(tokens)
         known = self._choose(tokens[:-1])  # the last id is read for its logits
         gptoss.generate(self.model, tokens[known:], cache=self.cache, **sampling)  # raises, or does nothing yet
@@ -102,6 +103,18 @@ class LocalEngine:
     def _place(self):
         """A cache to be overwritten."""
         return self.model.new_cache() if len(self.others) < self.caches else self.others.pop(0)
+
+
+def check_unchanged(files):
+    """Raises CheckpointError if weights that are mapped were written to: then the model is half of another one. files:
+    what os.stat said of each. (What takes the place of a file does no harm: the old one stays as long as it is mapped.)
+    """
+    for path, then in files.items():
+        with suppress(OSError):
+            now = os.stat(path)
+            same = (now.st_size, now.st_mtime_ns) == (then.st_size, then.st_mtime_ns) or now.st_ino != then.st_ino
+            expect(same, CheckpointError, path, "the weights that were loaded", "a file that was changed "
+                   "since then (start again)")
 
 
 def common(ids, tokens):

@@ -204,8 +204,8 @@ class Layer(NamedTuple):
 class Model:
     """A loaded model: `model(tokens, cache)` gives logits. Its matrices are views into mapped files (int8: copies)."""
 
-    def __init__(self, config, embedding, layers, norm, unembedding, operations):
-        self.config, self.operations = config, operations
+    def __init__(self, config, embedding, layers, norm, unembedding, operations, files=None):
+        self.config, self.operations, self.files = config, operations, files or {}  # files: see LocalEngine
         self.embedding = embedding  # bf16 [V, N]
         self.layers = layers  # a Layer each
         self.norm = norm  # float32 [N]
@@ -276,7 +276,7 @@ def load(path, *, backend="numba", dense_dtype="bfloat16", adapter=None, model=M
     memory. adapter: the directory of a LoRA adapter (adapter.py). model: a subclass to build."""
     expect(str(dense_dtype) in ("bfloat16", "int8"), ValueError, "dense_dtype", '"bfloat16" or "int8"', dense_dtype)
     operations, (config, layout) = operations_of(backend), read_config(str(path))  # (a number would be an open file)
-    top, layers = read_tensors(str(path), config, layout)  # {field: array}, and such a dict for each layer
+    top, layers, files = read_tensors(str(path), config, layout)  # {field: array}, and such a dict for each layer
     for tensors in (top, *layers):
         for field, array in tensors.items():
             if field.endswith(("norm", "bias", "sinks")):
@@ -286,7 +286,7 @@ def load(path, *, backend="numba", dense_dtype="bfloat16", adapter=None, model=M
     if adapter is not None:
         adapt(layers, str(adapter), config)
     layers = [Layer(**layer) for layer in layers]
-    return model(config, top["embedding"], layers, top["norm"], top["unembedding"], operations)
+    return model(config, top["embedding"], layers, top["norm"], top["unembedding"], operations, files)
 
 
 def operations_of(backend):

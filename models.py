@@ -25,14 +25,15 @@ import compiled
 import gptoss
 import tokenizer as tokenizers
 from checkpoint import CheckpointError, directory_of, expect, read_config, read_tensors
+from files import read_file, readable
 
 HERE = Path(__file__).resolve().parent
 NANO = HERE / "nano"
 NAMES = {"nano": NANO, "20b": "openai/gpt-oss-20b", "120b": "openai/gpt-oss-120b",
          "gpt-oss-20b": "openai/gpt-oss-20b", "gpt-oss-120b": "openai/gpt-oss-120b"}
-ON_THE_HUB = re.compile(r"(\w[\w.-]*/[\w.-]+)(?:@([\w./-]+))?", re.ASCII)  # a repository, and a revision of it
+ON_THE_HUB = re.compile(r"(\w[\w.-]*/[\w.-]+)(?:@(\w[\w./-]*))?", re.ASCII)  # a repository, and a revision of it
 NEEDED = re.compile(r"config\.json|generation_config\.json|tokenizer\.json|model\.safetensors\.index\.json|"
-                    r"[^/]+\.safetensors")  # and neither original/ nor metal/, which hold the same weights again
+                    r"[\w.-]+\.safetensors")  # and neither original/ nor metal/, which hold the same weights again
 SMALL = 50e6  # bytes of a checkpoint with which NumPy alone keeps up a conversation
 
 
@@ -67,7 +68,7 @@ def at_home(path):
 def label(name, directory, adapter=None):
     """What a person calls the model of that name, which is in this directory: 20b, mine, 20b+my-adapter."""
     name = directory.name if os.path.isdir(name) else name
-    return name if adapter is None else f"{name}+{Path(at_home(adapter)).resolve().name}"
+    return readable(name if adapter is None else f"{name}+{Path(at_home(adapter)).resolve().name}", 100)
 
 
 # ---- Where the weights are ------------------------------------------------------------------------------------------
@@ -76,9 +77,9 @@ def find(name, note, confirm=ask):
     """The directory of the model called `name`, once it is there. What has to be downloaded is said to `note`, and
     comes if confirm("Download it now?") is true. Raises CheckpointError."""
     path = Path(os.path.expanduser(name))
-    if os.path.isfile(path):
-        return directory_of(path)
     if not os.path.isdir(path):
+        if os.path.lexists(path):
+            return directory_of(path)
         name = os.fspath(NAMES.get(name, name))
         path = Path(name)
     if os.path.isdir(path):
@@ -93,7 +94,7 @@ def find(name, note, confirm=ask):
     directory = snapshot(cache() / f"models--{repository.replace('/', '--')}", revision)
     if whole(directory):
         return directory
-    if directory and (directory / "config.json").is_file():
+    if directory and os.path.lexists(directory / "config.json"):
         read_config(directory)  # what is no gpt-oss stays none, however much of it is here
     return download(name, repository, revision, note, confirm)
 
@@ -107,7 +108,8 @@ def available():
         for ref in sorted((folder / "refs").rglob("*")):
             revision = ref.relative_to(folder / "refs").as_posix()
             name = repository if revision == "main" else f"{repository}@{revision}"
-            places.append((name, snapshot(folder, revision)))
+            with suppress(CheckpointError):
+                places += [(name, snapshot(folder, revision))] if ON_THE_HUB.fullmatch(name) else []
     return [(name, directory, weight_bytes(directory), f"{config.num_hidden_layers} layers, {config.num_local_experts} "
              f"experts, {config.num_experts_per_tok} of them for each token")
             for name, directory in places if (config := whole(directory))]
@@ -125,11 +127,9 @@ def cache():
 def snapshot(folder, revision):
     """The directory of a branch, a tag or a commit in a repository's folder of the cache, or None. There a file
     refs/BRANCH holds the name of a commit, and snapshots/COMMIT/ has the files, which may be links to blobs/."""
-    commit = revision
-    with suppress(OSError):
-        if os.path.isfile(folder / "refs" / revision):  # (a pipe would have no end)
-            with open(folder / "refs" / revision, encoding="utf-8", errors="replace") as ref:
-                commit = ref.read(100).strip()
+    ref, commit = folder / "refs" / revision, revision
+    if os.path.lexists(ref) and not os.path.isdir(ref):
+        commit = read_file(ref, 100).decode(errors="replace").strip()
     directory = folder / "snapshots" / commit
     return directory if re.fullmatch(r"\w+", commit) and os.path.isdir(directory) else None
 
@@ -137,7 +137,7 @@ def snapshot(folder, revision):
 def whole(directory):
     """The Config of a checkpoint of which nothing is missing. None if something is, or there is no directory."""
     with suppress(CheckpointError, OSError):
-        if directory and not any(path.exists() and not path.is_file() for path in directory.glob("*.json")):
+        if directory:
             config, layout = read_config(directory)
             read_tensors(directory, config, layout)  # opens all files, and reads none but their headers
             return config
@@ -181,7 +181,7 @@ def download(name, repository, revision, note, confirm):
             note(f"{name}: stopped; the same command goes on after the files that are complete")
         raise
     except Exception as error:  # which classes there are depends on the library's version, and on what is below it
-        said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+        said = f"{type(error).__name__}: {readable(str(error).strip().partition(chr(10))[0], 200)}"
         if began:
             raise CheckpointError(f"{name}: the download stopped ({said}); the same command goes on after the files "
                                   "that are complete") from None

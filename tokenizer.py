@@ -12,7 +12,6 @@ It refuses to be a trainer (see minbpe for how ranks come about) and knows nothi
     tokens    [13225]   [11]  [286, 2877, 582]      adjacent parts merge, lowest rank first
 """
 
-import json
 import os
 import re
 from collections.abc import Iterable
@@ -23,7 +22,7 @@ from typing import Any
 import tiktoken
 from tiktoken_ext import openai_public
 
-from checkpoint import expect
+from checkpoint import expect, read_json
 
 # The special tokens to which Harmony gives a meaning. All other ids from 200000 up are reserved. Three sources disagree
 # above 200008: tiktoken gives 200018 a second name, <|endofprompt|>; openai-harmony defines 201088, for which the model
@@ -108,7 +107,7 @@ def load(path: str | os.PathLike | None = None) -> Tokenizer:
     if path is not None:
         expect(Path(path).is_dir(), TokenizerError, path, "a checkpoint directory",
                "a file" if Path(path).exists() else "nothing")
-        if (Path(path) / "tokenizer.json").exists():
+        if os.path.lexists(Path(path) / "tokenizer.json"):
             return _from_json(Path(path) / "tokenizer.json")
     try:
         base = openai_public.o200k_base()  # what tiktoken.get_encoding builds from, not yet built
@@ -134,12 +133,7 @@ def _from_json(file: Path) -> Tokenizer:
     In such a file id = rank, because ids were given out in the order in which merges were learned."""
     def need(ok, expected, found):
         expect(ok, TokenizerError, file, expected, found)
-    try:
-        data = json.loads(file.read_bytes().decode())
-    except (OSError, ValueError, RecursionError) as error:
-        found = "an empty file" if file.is_file() and not file.stat().st_size else error
-        raise TokenizerError(f"{file}: expected JSON in UTF-8, found {found}") from None
-    need(isinstance(data, dict), "a JSON object", data)
+    data = read_json(file, most=100_000_000, error=TokenizerError)  # that of gpt-oss has 28 MB
     model, added = data.get("model"), data.get("added_tokens") or []
     need(isinstance(model, dict) and model.get("type", "BPE") == "BPE", "a model of type BPE", model)
     vocab, merges = model.get("vocab"), model.get("merges")

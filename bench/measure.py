@@ -85,7 +85,7 @@ def limits(threads):
 
 def bytes_of_weights(path, dense_dtype):
     """Bytes of a dense weight and of one of an expert, as the model computes with them."""
-    _, (layer, *_) = read_tensors(path, *read_config(path))
+    _, (layer, *_), _ = read_tensors(path, *read_config(path))
     experts, dense = layer["gate_up"], layer["q_weight"].itemsize if dense_dtype == "bfloat16" else 34 / 32
     return dense, 17 / 32 if isinstance(experts, MXFP4) else experts.itemsize
 

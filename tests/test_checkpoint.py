@@ -13,8 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from shapes import SMALL, yarn
 
 import checkpoint
@@ -175,14 +173,16 @@ def test_original_config_refused(key, value, said, copy):
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", INDEX])
 @pytest.mark.parametrize(("content", "said"), [
-    (b"", "expected JSON"), (b"{", "expected JSON"), (b'{"a": 1,}', "expected JSON"), (b"\xff\xfe{}", "expected JSON"),
-    (b'{"a": "\xff"}', "expected JSON"), (b"[" * 100_000, "expected JSON"), (b"1" * 10_000, "expected JSON"),
-    (b"[]", "expected a JSON object, found list"), (b"null", "expected a JSON object, found NoneType"),
+    *((bad, "found something else (") for bad in (
+        b"", b"{", b'{"a": 1,}', b"\xff\xfe{}", b"\xef\xbb\xbf{}", "{}".encode("utf-16"), b'{"a": "\xff"}',
+        b"[" * 100_000, b"1" * 10_000, b'{"a": 1, "b": {"a": 1, "a": 1}}', b'{"a": "\\ud800"}')),
+    (b"[]", "found list"), (b"null", "found NoneType"),
+    (b"version https://git-lfs.github.com/spec/v1", "expected a file, found a git-lfs pointer to it"),
 ])
 def test_not_json(name, content, said, copy):
     directory = copy("shards")
     (directory / name).write_bytes(content)
-    refused(directory, directory / name, said)
+    refused(directory, f"{directory / name}: expected a ", said)
 
 
 @pytest.mark.parametrize(("eos", "found"), [
@@ -198,13 +198,13 @@ def test_eos_refused(eos, found, copy):
 
 def test_no_directory_no_config(copy, tmp_path):
     refused(tmp_path / "nowhere", tmp_path / "nowhere", "no such directory")
-    refused("x" * 5000, "no such directory")
+    refused("x" * 5000, "expected a checkpoint directory, found File name too long")
     directory = copy("hf")
-    refused(directory / "config.json", "config.json: expected a checkpoint directory, found no such directory")
+    refused(directory / "config.json", "config.json: expected a checkpoint directory, found a file")
     (directory / "config.json").unlink()
     refused(directory, directory / "config.json", "no such file")
     (directory / "config.json").mkdir()
-    refused(directory, directory / "config.json", "expected JSON")
+    refused(directory, directory / "config.json", "expected a file, found a directory")
 
 
 # ---- model.safetensors ----------------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ NO_JSON = "expected a header that is a JSON object, found something else"
     (lambda b: b[:8] + b"[" + b[9:], NO_JSON),
     (lambda b: b[:8] + b"\xff" + b[9:], NO_JSON),
     (lambda b: (200_000).to_bytes(8, "little") + b"[" * 200_000, NO_JSON),
-    (lambda b: (200_002).to_bytes(8, "little") + b"[" + b" " * 200_000 + b"]", NO_JSON),
+    (lambda b: (200_002).to_bytes(8, "little") + b"[" + b" " * 200_000 + b"]", "JSON object, found list"),
 ])
 def test_file_refused(edit, said, copy):
     path = copy("hf") / WEIGHTS
@@ -236,13 +236,13 @@ def test_file_refused(edit, said, copy):
 
 
 def test_header_larger_than_the_format_allows(copy):
-    """A length that is wrong but lies within the file would mean gigabytes of JSON: safetensors stops at 100 MB."""
+    """A length that is wrong but lies within the file would mean gigabytes of JSON. (The library stops at 100 MB.)"""
     path = copy("hf") / WEIGHTS
     size = 2**33
     with open(path, "r+b") as file:  # a file with a hole takes no room
         file.truncate(size)
         file.write((size - 8).to_bytes(8, "little"))
-    refused(path.parent, f"{path}: expected a header of at most 100000000 bytes, found one of {size - 8}")
+    refused(path.parent, f"{path}: expected a header of at most 10000000 bytes, found one of {size - 8}")
 
 
 BIAS = "model.layers.1.self_attn.q_proj.bias"  # BF16 [60]
@@ -252,10 +252,14 @@ ENTRY = "expected a dtype, a shape and data_offsets in the header, found "
 @pytest.mark.parametrize(("changes", "said"), [
     *(({key: value}, ENTRY) for key, values in {
         "dtype": ("BF17", None, ["BF16"]),
-        "shape": ([-60], [60.0], ["60"], "60", {"60": 60}, 60, [60, True], [10**10] * 500),
-        "data_offsets": ([0], [0, 1, 2], [-120, 0], [120, 0], None, [0.0, 120.0]),
+        "shape": ([-60], [60.0], ["60"], "60", {"60": 60}, {}, 60, [60, True], [2**64], [60, None]),
+        "data_offsets": ([0], [0, 1, 2], [-120, 0], None, [0.0, 120.0], "01"),
     }.items() for value in values),
-    ({"data_offsets": [10**9, 10**9 + 120]}, "expected its end within the "),
+    ({"data_offsets": [10**9, 10**9 + 120]}, "(tensors overlap or leave a gap)"),
+    ({"data_offsets": [120, 0]}, "(tensors overlap or leave a gap)"),
+    ({"shape": [10**10] * 500}, "bytes for BF16 [10000000000, "),
+    ({"shape": [2**63, 2**63, 0]}, "bytes for BF16 [9223372036854775808, 9223372036854775808, 0], found 120"),
+    ({"dtype": "F4", "shape": [241]}, "expected 120.5 bytes for F4 [241], found 120"),
     ({"data_offsets": [0, 120]}, "(tensors overlap or leave a gap)"),
     ({"shape": [61]}, "expected 122 bytes for BF16 [61], found 120"),
     ({"dtype": "F32"}, "expected 240 bytes for F32 [60], found 120"),
@@ -316,18 +320,20 @@ def shard(j):
 
 
 @pytest.mark.parametrize(("file", "said"), [  # the file that BIAS is said to be in
-    (3, "weight_map: expected an object of tensor and file names"),
-    *((name, f"{name}: expected this shard beside it, found no such file") for name in (
-        "model-9.safetensors", ".safetensors", "x" * 300 + ".safetensors", "a\0b.safetensors", "\ud800.safetensors")),
-    *((name, f"expected names of .safetensors files beside it, found {name!r}") for name in (
-        "../hf/model.safetensors", "/etc/hostname", "sub/a.safetensors", "sub\\a.safetensors", "..", "",
-        "config.json")),
+    *((name, f"{name}: expected a safetensors file, found no such file") for name in (
+        "model-9.safetensors", ".safetensors")),
+    ("x" * 300 + ".safetensors", "x.safetensors: expected a safetensors file, found File name too long"),
+    ("a\0b.safetensors", "a\\x00b.safetensors: expected a safetensors file, found no such file"),
+    ("\ud800.safetensors", "index.json: expected a JSON object, found something else ("),
+    *((name, f"{INDEX}: expected names of .safetensors files beside it, found {name!r}") for name in (
+        3, None, [shard(1)], "../hf/model.safetensors", "/etc/hostname", "sub/a.safetensors", "sub\\a.safetensors",
+        "..", "", "config.json")),
     (shard(2), f"{BIAS}: expected it in {shard(2)}, found no such tensor"),
 ])
 def test_index_refused(file, said, copy):
     path = copy("shards") / INDEX
     edit_json(path, lambda index: index["weight_map"].update({BIAS: file}))
-    refused(path.parent, f"{path}: {said}")
+    refused(path.parent, f"{path.parent}/", said)
 
 
 def test_weight_map_refused(copy):
@@ -336,7 +342,7 @@ def test_weight_map_refused(copy):
     refused(path.parent, f"{path}: more: expected it in {shard(1)}, found no such tensor")
     for found in ([1], None):
         edit_json(path, lambda index, found=found: index.update(weight_map=found))
-        refused(path.parent, f"{path}: weight_map: expected an object of tensor and file names, found {found}")
+        refused(path.parent, f"{path}: weight_map: expected an object of names, found {found}")
 
 
 def test_index_leaves_a_tensor_out(copy):
@@ -348,11 +354,11 @@ def test_index_leaves_a_tensor_out(copy):
 def test_shards_refused(copy):
     directory = copy("shards")
     (directory / shard(1)).unlink()
-    refused(directory, directory / INDEX, f"{shard(1)}: expected this shard beside it, found no such file")
+    refused(directory, f"{directory / shard(1)}: expected a safetensors file, found no such file")
     (directory / shard(1)).symlink_to("blob-that-was-deleted")
-    refused(directory, directory / INDEX, f"{shard(1)}: expected this shard beside it, found no such file")
+    refused(directory, f"{directory / shard(1)}: expected a safetensors file, found no such file")
     (directory / INDEX).unlink()
-    refused(directory, directory / shard(1), "cannot be read")
+    refused(directory, f"{directory / shard(1)}: expected a safetensors file, found no such file")
     (directory / shard(1)).unlink()
     refused(directory, directory, ": expected this tensor, found nothing")
     shutil.copy(directory / shard(0), directory / shard(1))
@@ -361,95 +367,7 @@ def test_shards_refused(copy):
         file.unlink()
     refused(directory, directory, "expected a .safetensors file, found none")
     (directory / WEIGHTS).mkdir()
-    refused(directory, directory / WEIGHTS, "cannot be read")
-
-
-# ---- Damage at random -----------------------------------------------------------------------------------------------
-# A load works or raises CheckpointError, and nothing else. `tracemalloc` sees what NumPy and Python allocate.
-
-JUNK = st.sampled_from([None, True, False, -1, 0, 1, 2**31, 2**63, 10**400, 0.5, 1e308, math.nan, -math.inf, "", "yarn",
-                        "x", "\ud800", "../x", [], [[]], [0, 1], [2**64] * 70, [10**4000] * 3, {}, {"a": {}}, "BF16"])
-
-
-@pytest.fixture(scope="module")
-def one_layer(tmp_path_factory):
-    """The smallest checkpoint, in one file and in shards, for a hundred loads a second."""
-    root = tmp_path_factory.mktemp("one_layer")
-    config = replace(SMALL, num_hidden_layers=1, layer_types=("full_attention",))
-    write_random(root / "hf", config)
-    write_random(root / "shards", config, shards=2)
-    write_random(root / "original", config, "original")
-    return root
-
-
-def load_or_refuse(directory):
-    tracemalloc.start()
-    try:
-        logits = gptoss.load(directory, backend="numpy")([0])  # what loads also runs
-        assert logits.shape == (1, SMALL.vocab_size)
-    except CheckpointError as error:
-        assert str(error)
-    finally:
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert peak < 2**23, peak  # the file has 200 KB
-
-
-def try_with(path, content):
-    """load_or_refuse the directory with `content` in that file, then put the old content back."""
-    before = path.read_bytes()
-    try:
-        path.write_bytes(content)
-        load_or_refuse(path.parent)
-    finally:
-        path.write_bytes(before)
-
-
-@settings(max_examples=300)
-@given(st.data())
-def test_damaged_bytes(one_layer, data):
-    path = one_layer / data.draw(st.sampled_from(["hf", "shards", "original"])) / "x"
-    path = data.draw(st.sampled_from(sorted(path.parent.iterdir())))
-    content = bytearray(path.read_bytes())
-    header = 8 + int.from_bytes(content[:8], "little") if path.suffix == ".safetensors" else len(content)
-    for _ in range(data.draw(st.integers(1, 3))):
-        at = data.draw(st.one_of(st.integers(0, 9), st.integers(0, header)))
-        kind = data.draw(st.sampled_from(["flip", "cut", "insert", "remove", "digit"]))
-        if kind == "cut":
-            del content[at:]
-        elif kind == "insert":
-            content[at:at] = data.draw(st.binary(min_size=1, max_size=8))
-        elif kind == "remove":
-            del content[at : at + data.draw(st.integers(1, 8))]
-        elif at < len(content):
-            digits = [i for i in range(at, min(header, len(content))) if chr(content[i]).isdigit()]
-            if kind == "digit" and digits:  # the JSON stays JSON, so that the checks behind it have work
-                content[digits[0]] = ord(data.draw(st.sampled_from("0123456789-")))
-            else:
-                content[at] ^= 1 << data.draw(st.integers(0, 7))
-    try_with(path, bytes(content))
-
-
-@settings(max_examples=300)
-@given(st.data())
-def test_damaged_values(one_layer, data):
-    """The JSON stays JSON, and somewhere in it stands a value that nobody expects, or none."""
-    directory = one_layer / data.draw(st.sampled_from(["hf", "shards", "original"]))
-    path = data.draw(st.sampled_from(sorted(directory.iterdir())))
-    weights = path.suffix == ".safetensors"
-    value, rest = split_file(path) if weights else (json.loads(path.read_text()), b"")
-    node = value
-    while True:
-        key = data.draw(st.sampled_from(sorted(node)) if isinstance(node, dict) else st.integers(0, len(node) - 1))
-        if not (isinstance(node[key], dict | list) and node[key] and data.draw(st.integers(0, 3))):
-            break
-        node = node[key]
-    if data.draw(st.integers(0, 5)):
-        node[key] = data.draw(JUNK)
-    else:
-        del node[key]
-    text = json.dumps(value).encode()
-    try_with(path, len(text).to_bytes(8, "little") + text + rest if weights else text)
+    refused(directory, directory / WEIGHTS, "expected a safetensors file, found a directory")
 
 
 # ---- What is right --------------------------------------------------------------------------------------------------

@@ -244,7 +244,7 @@ def test_a_question_that_cannot_be_asked_changes_nothing(nano, tokenizer):
     conversation = Conversation(LocalEngine(nano), tokenizer)
     ask(conversation, "Hi", temperature=0)
     before = list(conversation.messages)
-    for text, message, sampling in (("a b " * 5000, "fewer than 4096 tokens, the context", {}), ("\udc80", "surrogate", {}),
+    for text, message, sampling in (("a b " * 5000, "fewer than 4096 tokens", {}), ("\udc80", "surrogate", {}),
                                     ("Hi", "temperature: expected", {"temperature": -1})):
         with pytest.raises(ValueError, match=message):
             ask(conversation, text, **sampling)
