@@ -409,14 +409,14 @@ def test_tensors_that_are_refused(change, said, small, tmp_path):
 
 def test_directories_that_are_refused(small, tmp_path):
     path, folder, *_ = small
-    assert refused(path, tmp_path / "none").endswith("the directory of an adapter, found no such directory")
+    assert refused(path, tmp_path / "none").endswith("the directory of an adapter, found no such file")
     assert refused(path, path).endswith("expected an adapter (adapter_config.json), found a checkpoint (config.json)")
     shutil.copytree(folder, tmp_path / "lora")
     file = tmp_path / "lora" / "adapter_model.safetensors"
     file.rename(file.with_suffix(".bin"))
     assert "expected adapter_model.safetensors, found adapter_model.bin, a pickle" in refused(path, tmp_path / "lora")
     file.with_suffix(".bin").unlink()
-    assert "expected this file beside adapter_config.json, found no such file" in refused(path, tmp_path / "lora")
+    assert "model.safetensors: expected a safetensors file, found no such file" in refused(path, tmp_path / "lora")
     file.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     assert "expected a safetensors file, found a git-lfs pointer" in refused(path, tmp_path / "lora")
 
