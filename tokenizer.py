@@ -164,7 +164,7 @@ def _from_json(file: Path) -> Tokenizer:
 
     # The tokenizers library's trainer lists special tokens in the vocabulary too.
     specials = {token["content"]: vocab.get(token["content"], token.get("id")) for token in added}
-    need(len(specials) == len(added) and "" not in specials, "each added token once", [*specials])
+    need(len(specials) == len(added) and "" not in specials, "each added token once, and not empty", [*specials])
     vocab = {token: id for token, id in vocab.items() if token not in specials}
     for id in (*vocab.values(), *specials.values()):
         need(type(id) is int, "whole numbers as ids", repr(id))
