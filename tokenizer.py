@@ -12,13 +12,18 @@ It refuses to be a trainer (see minbpe for how ranks come about) and knows nothi
     tokens    [13225]   [11]  [286, 2877, 582]      adjacent parts merge, lowest rank first
 """
 
+import hashlib
+import math
 import os
 import re
+from base64 import b64encode
 from collections.abc import Iterable
+from itertools import pairwise
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+import regex
 import tiktoken
 from tiktoken_ext import openai_public
 
@@ -28,6 +33,7 @@ from checkpoint import expect, read_json
 # above 200008: tiktoken gives 200018 a second name, <|endofprompt|>; openai-harmony defines 201088, for which the model
 # has no row; tokenizer.json names only 21. We take openai-harmony's names and the model's 201,088 rows.
 O200K_RANKS, O200K_SIZE = 199_998, 201_088
+O200K_SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"  # of the ranks as OpenAI's file
 O200K_NAMES = {199998: "startoftext", 199999: "endoftext", 200002: "return", 200003: "constrain", 200005: "channel",
                200006: "start", 200007: "end", 200008: "message", 200012: "call"}
 O200K_SPECIALS = {f"<|{O200K_NAMES.get(id, f'reserved_{id}')}|>": id for id in range(O200K_RANKS, O200K_SIZE)}
@@ -35,9 +41,12 @@ O200K_SPECIALS = {f"<|{O200K_NAMES.get(id, f'reserved_{id}')}|>": id for id in r
 # GPT-2's pattern is what tokenizer.json means by a ByteLevel pre-tokenizer with its own regex.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
-# tiktoken cannot take a run of a million white-space characters (see `_encode_plain`). To find a text with a run of
-# 100,000, it is enough to look at one character in 10,000: ten in a row are white space.
-STRIDE, LONG_RUN = 10_000, re.compile(r"\s{10}")
+# What a pattern may be made of, so that all libraries of regular expressions read it alike: characters, properties and
+# white space, sets of them, repeated or not; groups of such; endings of English words; no more white space to come.
+ITEM = r"\\p\{[A-Z][a-z]?\}|\\[rnsS]|\\[^\w<>]|[^\\^$.|?*+(){}\[\]&~]"
+REPEATED = rf"(?:{ITEM}|\[\^?(?:{ITEM})+\])(?:[?*+]|\{{\d(?:,\d?)?\}})?"
+ENDINGS = r"\(\?i:(?:\|?'(?:[stmd]|re|ve|ll))+\)\??"
+PATTERN = re.compile(rf"(?:{REPEATED}|\||\(\?:(?:\|?{REPEATED})+\)\??|{ENDINGS}|\(\?!\\S\))+")
 
 
 class TokenizerError(ValueError):
@@ -49,45 +58,47 @@ class Tokenizer:
     special tokens that a fine-tuning added as words, and that any text may have."""
 
     def __init__(self, ranks: dict[bytes, int], pattern: str, special_tokens: dict[str, int], name: str, words=()):
+        self.special_tokens, self.words = dict(special_tokens), frozenset(words)
+        self.vocab_size = len(ranks) + len(special_tokens)
+        missing = min(set(range(self.vocab_size)).difference(ranks.values(), special_tokens.values()), default=None)
+        expect(missing is None, TokenizerError, name, f"the ids 0 to {self.vocab_size - 1}, each once", f"no {missing}")
         try:
             self._bpe = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special_tokens)
-        except ValueError as error:  # what tiktoken raises when the pattern does not compile
-            raise TokenizerError(f"{name}: expected a pattern that tiktoken can compile, found {pattern!r}") from error
-        self.special_tokens, self.words = dict(special_tokens), frozenset(words)
-        self.vocab_size = self._bpe.max_token_value + 1
+            self._cut = regex.compile(f"({pattern})")
+        except (ValueError, regex.error) as error:
+            raise TokenizerError(f"{name}: expected a pattern that compiles, found {pattern!r}") from error
 
     def encode(self, text: str, allowed_special: Iterable[str] = ()) -> list[int]:
         """Token ids of `text`. Special tokens in it are plain text unless named in `allowed_special` (or it is "all").
 
         So text from a user can never become the start of a message. Raises TokenizerError for what is not text."""
         expect(isinstance(text, str), TokenizerError, "encode", "a str", type(text).__name__)
-        allowed = self.words.union(self.special_tokens if allowed_special == "all" else allowed_special)
-        unknown = sorted(map(repr, allowed - self.special_tokens.keys()))
-        expect(not unknown, TokenizerError, "encode", "names of special tokens", ", ".join(unknown))
-        if not allowed:
-            return self._encode_plain(text)
-        ids, longest_first = [], sorted(allowed, key=len, reverse=True)
-        for part in re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text):
-            ids += [self.special_tokens[part]] if part in allowed else self._encode_plain(part)
+        lone = re.search("[\ud800-\udfff]", text)
+        expect(lone is None, TokenizerError, "encode", "text that has a UTF-8 form",
+               lone and f"the lone surrogate U+{ord(lone[0]):04X} at character {lone.start()}")
+        named = list(self.special_tokens if allowed_special == "all" else allowed_special)
+        unknown = [name for name in named if not isinstance(name, str) or name not in self.special_tokens]
+        expect(not unknown, TokenizerError, "encode", "names of special tokens", ", ".join(map(repr, unknown)))
+        longest_first = sorted(self.words.union(named), key=len, reverse=True)
+        between = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
+        ids = []
+        for n, part in enumerate(between.split(text)):
+            ids += [self.special_tokens[part]] if n % 2 else self._encode_plain(part)
         return ids
 
     def _encode_plain(self, text: str) -> list[int]:
-        """Two private methods of tiktoken do the work, as the public ones do not fit.
-
-        `_core_bpe.encode_ordinary` refuses a lone surrogate, which the public `encode_ordinary` replaces by U+FFFD. It
-        panics at a run of a million white-space characters: a pattern with a lookahead makes it keep a stack entry for
-        each. `_encode_only_native_bpe` is tiktoken's slower way to the same ids; it cuts with the module `regex`."""
+        """tiktoken's own way to cut is three times as fast, but loses what the pattern does not match, and panics at a
+        long run of white space. Here what is not matched is a piece, too, as in the tokenizers library."""
         try:
-            if LONG_RUN.search(text[::STRIDE]):
-                text.encode()  # refuses a lone surrogate
-                return self._bpe._encode_only_native_bpe(text)
-            return self._bpe._core_bpe.encode_ordinary(text)
-        except UnicodeEncodeError as error:
-            raise TokenizerError(f"encode: expected text that has a UTF-8 form, found the lone surrogate "
-                                 f"U+{ord(text[error.start]):04X} at character {error.start}") from None
+            pieces = self._cut.split(text, timeout=10 + len(text) / 100_000)  # seconds of the processor's time
+        except TimeoutError:
+            raise TokenizerError(f"{self._bpe.name}: expected a pattern that cuts a text of {len(text):,} characters "
+                                 "within seconds, found one that tries too much") from None
+        return [id for piece in pieces if piece for id in self._bpe._core_bpe.encode_single_piece(piece.encode())]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes that the ids stand for, one after the other; special tokens as their names."""
+        expect(isinstance(ids, Iterable), TokenizerError, "decode", "token ids", repr(ids))
         ids = list(ids)
         try:
             return self._bpe.decode_bytes(ids)
@@ -141,64 +152,69 @@ def _from_json(file: Path) -> Tokenizer:
     need(isinstance(merges, list), "model.merges, a list", merges)
     named = isinstance(added, list) and all(isinstance(a, dict) and isinstance(a.get("content"), str) for a in added)
     need(named, "added_tokens, a list of objects with content and id", added)
-    need(not data.get("normalizer"), "no normalizer", data.get("normalizer"))
+    without = (data, ["normalizer"]), (model, ["dropout", "continuing_subword_prefix", "end_of_word_suffix"])
+    for part, keys in *without, *((token, ["lstrip", "rstrip", "single_word"]) for token in added):
+        for key in keys:
+            need(not part.get(key), f"no {key}", part.get(key))
 
-    specials = {token["content"]: token.get("id") for token in added}
-    need(len(specials) == len(added), "each added token once", [token["content"] for token in added])
     # The tokenizers library's trainer lists special tokens in the vocabulary too.
+    specials = {token["content"]: vocab.get(token["content"], token.get("id")) for token in added}
+    need(len(specials) == len(added) and "" not in specials, "each added token once, and not empty", [*specials])
     vocab = {token: id for token, id in vocab.items() if token not in specials}
-    ids = [*vocab.values(), *specials.values()]
-    for id in ids:
+    for id in (*vocab.values(), *specials.values()):
         need(type(id) is int, "whole numbers as ids", repr(id))
-    missing = min(set(range(len(ids))) - set(ids), default=None)
-    need(missing is None, f"the ids 0 to {len(ids) - 1}, each once", f"no {missing}")
+    need([*specials.values()] == sorted(specials.values()), "added_tokens in the order of their ids", specials)
     foreign = next((token for token in vocab if not set(token) <= _BYTE_OF_CHAR.keys()), None)
     need(foreign is None, "vocabulary keys of GPT-2's byte characters", repr(foreign))
     ranks = {bytes(map(_BYTE_OF_CHAR.get, token)): id for token, id in vocab.items()}
     missing = min({bytes([byte]) for byte in range(256)} - ranks.keys(), default=None)
     need(missing is None, "a token for each of the 256 bytes", f"none for {missing}")
-    _check_merges(vocab, merges, file)
+    need(sum(len(token) ** 2 for token in vocab) < 5e7, "tokens of a few bytes", "too many of a great many")
     words = {token["content"] for token in added if token.get("special") is False}
-    plain = all(not token.get(key) for token in added for key in ("lstrip", "rstrip", "single_word"))
-    need(plain, "added_tokens that are found as they are written", "some with lstrip, rstrip or single_word")
-    if len(ranks) == O200K_RANKS and specials.get("<|start|>") == O200K_SPECIALS["<|start|>"]:
+    lines = b"".join(b"%s %d\n" % (b64encode(token), ranks[token]) for token in sorted(ranks, key=ranks.get))
+    if hashlib.sha256(lines).hexdigest() == O200K_SHA256 and specials.get("<|start|>") == O200K_SPECIALS["<|start|>"]:
         # The official file, which names the ids up to 200018: the same tokenizer as tiktoken's, whichever way it was
         # loaded. What a fine-tuning has added to it stays.
         more = {name: id for name, id in specials.items() if id > 200_018}
         specials = {name: id for name, id in O200K_SPECIALS.items() if id not in more.values()} | more
+    else:
+        _check_merges(vocab, merges, file, model.get("ignore_merges"))
     return Tokenizer(ranks, _pattern(data.get("pre_tokenizer"), file), specials, str(file), words)
 
 
-def _check_merges(vocab: dict[str, int], merges: list, file: Path) -> None:
-    """tiktoken needs no merges: it joins any two neighbours that make a token, lowest rank first. The merges say the
-    same, as long as they come in the order of the ids they make, and make every token of several bytes."""
-    last, made = -1, set()
+def _check_merges(vocab: dict[str, int], merges: list, file: Path, ignore_merges: bool | None) -> None:
+    """tiktoken needs no merges: it joins any two neighbours that make a token, lowest id first, and does not join what
+    is a token as a whole. The merges say the same, if they come in the order of the ids they make, and if the bytes of
+    each token, joined in this way, end in a merge; or, where "ignore_merges" says the latter too, in more parts."""
+    made, pairs = [], set()
     for n, merge in enumerate(merges):
         pair = merge.split(" ") if isinstance(merge, str) else merge
         token = "".join(pair) if isinstance(pair, list) and all(isinstance(half, str) for half in pair) else None
         where = f"{file}: model.merges[{n}]"
         expect(token in vocab and len(pair) == 2, TokenizerError, where, "two tokens that make a third", repr(merge))
-        expect(vocab[token] >= last, TokenizerError, where, f"the id of its token to be {last} or more", vocab[token])
-        last = vocab[token]
-        made.add(token)
-    unmade = next((token for token in vocab if len(token) > 1 and token not in made), None)
-    expect(unmade is None, TokenizerError, file, "a merge for every token of several bytes", f"none for {unmade!r}")
+        made.append(vocab[token])
+        pairs.add(tuple(pair))
+    expect(made == sorted(made), TokenizerError, file, "merges in the order of the ids they make", "another order")
+    for token in vocab:
+        parts = list(token)
+        while len(parts) > 2:
+            ids = [vocab.get(a + b, math.inf) for a, b in pairwise(parts)]
+            n = ids.index(min(ids))
+            if ids[n] == math.inf:
+                break
+            parts[n : n + 2] = [parts[n] + parts[n + 1]]
+        joined = len(parts) == 1 or tuple(parts) in pairs or ignore_merges and len(parts) > 2
+        expect(joined, TokenizerError, file, "a merge for every token of several bytes", f"none for {token!r}")
 
 
 def _pattern(pre_tokenizer: Any, file: Path) -> str:
     """The pattern that cuts text into pieces: a Split by a regular expression, or ByteLevel with GPT-2's own."""
-    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer]) if isinstance(pre_tokenizer, dict) else None
-    are_objects = isinstance(steps, list) and all(isinstance(step, dict) for step in steps)
-    kinds = [step.get("type") for step in steps] if are_objects else None
-    where = f"{file}: pre_tokenizer"
-    expect(kinds in (["Split", "ByteLevel"], ["ByteLevel"]) and not steps[-1].get("add_prefix_space", True),
-           TokenizerError, where, "[Split,] ByteLevel, without a prefix space", pre_tokenizer)
-    expect(steps[-1].get("use_regex", True) == (kinds == ["ByteLevel"]), TokenizerError, where,
-           "either Split's pattern or ByteLevel's own", "both or neither")
-    if kinds == ["ByteLevel"]:
-        return GPT2_PATTERN
-    split, pattern = steps[0], steps[0].get("pattern")
-    regex = pattern.get("Regex") if isinstance(pattern, dict) else None
-    supported = isinstance(regex, str) and split.get("behavior") == "Isolated" and not split.get("invert")
-    expect(supported, TokenizerError, where, "a Split by a regular expression, pieces isolated", split)
-    return regex
+    match pre_tokenizer:
+        case {"type": "ByteLevel", "add_prefix_space": False, **rest} if rest.get("use_regex", True) is True:
+            return GPT2_PATTERN
+        case {"type": "Sequence", "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated", "invert": False},
+                {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]} if PATTERN.fullmatch(pattern):
+            return pattern
+    raise TokenizerError(f"{file}: pre_tokenizer: expected ByteLevel without a prefix space, alone or after a Split "
+                         f"that isolates what a pattern such as GPT's matches, found {repr(pre_tokenizer)[:200]}")

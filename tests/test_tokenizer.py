@@ -12,7 +12,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 import harmony
-from tokenizer import _BYTE_OF_CHAR, LONG_RUN, O200K_SPECIALS, STRIDE, Tokenizer, TokenizerError
+from tokenizer import _BYTE_OF_CHAR, O200K_SPECIALS, Tokenizer, TokenizerError
 from tokenizer import load as load_tokenizer
 
 O200K = load_tokenizer()
@@ -162,17 +162,16 @@ def test_a_megabyte_in_linear_time(text):
 @pytest.mark.parametrize("spaces", [" ", "\n", " \n", "\n ", "\u00a0\t", "\r\n"])
 @pytest.mark.parametrize("after", ["", "a", "!", "1"])
 def test_long_runs_of_white_space_have_tiktoken_s_ids(before, spaces, after):
-    """The way round for runs that tiktoken cannot take, on runs that it can."""
+    """tiktoken's own cutter panics at longer ones."""
     text = before + spaces * (100_000 // len(spaces)) + after
-    assert LONG_RUN.search(text[::STRIDE])
     assert O200K.encode(text) == TIKTOKEN.encode_ordinary(text)
 
 
-def test_the_way_round_cuts_every_character_as_tiktoken_does():
+def test_every_character_is_cut_as_tiktoken_does():
     for code in [*range(0xD800), *range(0xE000, 0x20000), *range(0xE0000, 0xE0200)]:
         char = chr(code)
         text = f"a{char}b !{char}\n {char}{char}1{char} A{char}"
-        assert O200K._bpe._encode_only_native_bpe(text) == TIKTOKEN.encode_ordinary(text), hex(code)
+        assert O200K.encode(text) == TIKTOKEN.encode_ordinary(text), hex(code)
 
 
 @pytest.mark.parametrize("text", ["\ud800", "ab\udfffc", "\ude00\ud83d", "a" + " " * 200_000 + "\ud800"])
@@ -304,11 +303,11 @@ def test_without_network_and_cache_the_error_is_a_recipe(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("data, found", [
-    (b"", "expected JSON in UTF-8, found an empty file"),
-    (b"{", "expected JSON in UTF-8"),
-    (b"\xff\xfe{}", "expected JSON in UTF-8"),
-    (b"[" * 200_000, "expected JSON in UTF-8"),
-    (b"[]", "expected a JSON object, found []"),
+    (b"", "expected a JSON object, found something else (Expecting value"),
+    (b"{", "expected a JSON object, found something else"),
+    (b"\xff\xfe{}", "expected a JSON object, found something else"),
+    (b"[" * 200_000, "expected a JSON object, found something else"),
+    (b"[]", "expected a JSON object, found list"),
     (b"{}", "expected a model of type BPE, found None"),
     (b'{"model": 5}', "expected a model of type BPE, found 5"),
     (b'{"model": {"type": "Unigram"}}', "expected a model of type BPE, found {'type': 'Unigram'}"),
@@ -335,9 +334,9 @@ def _without(data, key):
 
 
 @pytest.mark.parametrize("damage, found", [
-    (lambda data: _vocab(data, new=319), "each once"),
-    (lambda data: _vocab(data, new=500), "expected the ids 0 to 320, each once, found no 320"),
-    (lambda data: _vocab(data, new=-1), "each once"),
+    (lambda data: _vocab(data, **{"!": 319}), "each once"),
+    (lambda data: _vocab(data, **{"!": 500}), "expected the ids 0 to 319, each once, found no "),
+    (lambda data: _vocab(data, **{"!": -1}), "each once"),
     (lambda data: _vocab(data, new="7"), "expected whole numbers as ids, found '7'"),
     (lambda data: _vocab(data, new=True), "expected whole numbers as ids, found True"),
     (lambda data: _vocab(data, new=320), "a merge for every token of several bytes, found none for 'new'"),
@@ -346,27 +345,32 @@ def _without(data, key):
     (lambda data: _without(data, "!"), "expected a token for each of the 256 bytes, found none for b'!'"),
     (lambda data: {**data, "added_tokens": 5}, "expected added_tokens, a list"),
     (lambda data: {**data, "added_tokens": data["added_tokens"] * 2}, "expected each added token once"),
-    (lambda data: {**data, "added_tokens": [{"content": "<|start|>", "id": 319}]}, "each once"),
+    (lambda data: {**data, "added_tokens": [*data["added_tokens"], {"content": "x|>", "id": 319}]}, "each once"),
+    (lambda data: {**data, "added_tokens": [*data["added_tokens"], {"content": "", "id": 320}]}, "token once, and not"),
+    (lambda data: {**data, "added_tokens": [*data["added_tokens"], {"content": "y|>", "id": 321},
+                                            {"content": "x|>", "id": 320}]}, "added_tokens in the order of their ids"),
+    (lambda data: {**data, "model": {**data["model"], "dropout": 0.1}}, "expected no dropout, found 0.1"),
+    (lambda data: {**data, "model": {**data["model"], "end_of_word_suffix": "x"}}, "expected no end_of_word_suffix"),
     (lambda data: {**data, "normalizer": {"type": "NFC"}}, "expected no normalizer, found {'type': 'NFC'}"),
-    (lambda data: {**data, "pre_tokenizer": None}, "pre_tokenizer: expected [S"),
-    (lambda data: {**data, "pre_tokenizer": {"type": "Whitespace"}}, "pre_tokenizer: expected [S"),
-    (lambda data: {**data, "pre_tokenizer": {"type": "ByteLevel"}}, "pre_tokenizer: expected [S"),
+    (lambda data: {**data, "pre_tokenizer": None}, "expected ByteLevel without"),
+    (lambda data: {**data, "pre_tokenizer": {"type": "Whitespace"}}, "expected ByteLevel without"),
+    (lambda data: {**data, "pre_tokenizer": {"type": "ByteLevel"}}, "expected ByteLevel without"),
     (lambda data: {**data, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}},
-     "expected either Split's pattern or ByteLevel's own, found both or neither"),
+     "expected ByteLevel without"),
     (lambda data: {**data, "model": {**data["model"], "merges": data["model"]["merges"][::-1]}},
-     "expected the id of its token to be "),
+     "expected merges in the order of the ids they make"),
     (lambda data: {**data, "model": {**data["model"], "merges": [["a", "never"]]}}, "merges[0]: expected two tokens"),
     (lambda data: {**data, "model": {**data["model"], "merges": [5]}}, "merges[0]: expected two tokens"),
     (lambda data: {**data, "model": {**data["model"], "merges": [["a", 5]]}}, "merges[0]: expected two tokens"),
     (lambda data: {**data, "model": {**data["model"], "merges": ["a b c"]}}, "merges[0]: expected two tokens"),
-    (lambda data: {**data, "pre_tokenizer": {"type": "Sequence", "pretokenizers": 5}}, "pre_tokenizer: expected [S"),
-    (lambda data: {**data, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [5]}}, "pre_tokenizer: expected [S"),
+    (lambda data: {**data, "pre_tokenizer": {"type": "Sequence", "pretokenizers": 5}}, "expected ByteLevel without"),
+    (lambda data: {**data, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [5]}}, "expected ByteLevel without"),
     (lambda data: {**data, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
         {"type": "Split", "pattern": {"String": " "}, "behavior": "Isolated", "invert": False},
-        {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]}}, "expected a Split by a regular"),
+        {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]}}, "expected ByteLevel without"),
     (lambda data: {**data, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
         {"type": "Split", "pattern": {"Regex": "(unclosed"}, "behavior": "Isolated", "invert": False},
-        {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]}}, "expected a pattern that tiktoken"),
+        {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]}}, "expected ByteLevel without"),
 ])
 def test_damaged_vocabularies(tmp_path, small_data, damage, found):
     write(tmp_path, damage(small_data))

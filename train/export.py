@@ -9,9 +9,9 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
-from bench.random_checkpoint import MXFP4_EXPERTS, config_json, write_json
+from bench.random_checkpoint import MXFP4_EXPERTS, atomic_write, config_json, write_json
 from checkpoint import Config, tensor_table
 from train.model import dequantize_mxfp4
 
@@ -77,8 +77,15 @@ def special_ids(directory):
     return {token["content"]: token["id"] for token in added}
 
 
+def write_tensors(stored, path):
+    """{name: tensor} as a file of safetensors that gets its name when all is written, or never."""
+    with atomic_write(path) as out:
+        out.write(save(stored, metadata={"format": "pt"}))
+
+
 def write(model, directory):
-    """The Hugging Face layout, beside a tokenizer.json that is already there."""
+    """The Hugging Face layout, beside a tokenizer.json that is already there. config.json comes last: without it, no
+    program takes the directory for a checkpoint."""
     directory, c = Path(directory), vars(model.config)
     ids = special_ids(directory)
     eos = [ids["<|return|>"], ids["<|endoftext|>"], ids["<|call|>"]]
@@ -86,10 +93,10 @@ def write(model, directory):
               "attention_dropout": 0.0, "hidden_act": "silu", "tie_word_embeddings": False, "use_cache": True,
               "torch_dtype": "bfloat16", "eos_token_id": ids["<|return|>"], "pad_token_id": ids["<|endoftext|>"],
               "quantization_config": MXFP4_EXPERTS}
-    write_json(directory / "config.json", config)
+    write_tensors(tensors(model), directory / "model.safetensors")
     write_json(directory / "generation_config.json", {"bos_token_id": ids["<|startoftext|>"], "do_sample": False,
                                                       "eos_token_id": eos, "pad_token_id": ids["<|endoftext|>"]})
-    save_file(tensors(model), directory / "model.safetensors", metadata={"format": "pt"})
+    write_json(directory / "config.json", config)
 
 
 def write_original(model, directory):
@@ -103,5 +110,5 @@ def write_original(model, directory):
         sources = [field.replace("qkv", x) for x in "qkv"] if field.startswith("qkv") else [field]
         out[name] = torch.cat([stored[ours[source, layer]] for source in sources])
     directory.mkdir(parents=True, exist_ok=True)
+    write_tensors(out, directory / "model.safetensors")
     write_json(directory / "config.json", config_json(config, "original"))
-    save_file(out, directory / "model.safetensors", metadata={"format": "pt"})

@@ -68,7 +68,7 @@ def train(part, found, base, low_rank=False, epochs=1, length=640, seed=0, save_
     plan = [batch for epoch in range(epochs) for batch in batches(found, random.Random(f"{seed} {epoch}"), length)]
     first, log, saved, losses = 0, part / "log.jsonl", part / "state.pt", []
     if saved.exists():
-        state = torch.load(saved)
+        state = pretrain.read_state(saved)
         first, losses = state["step"], state["losses"]
         with torch.no_grad():
             for p, value in zip(learned, state["weights"], strict=True):
@@ -105,10 +105,9 @@ def train(part, found, base, low_rank=False, epochs=1, length=640, seed=0, save_
         if worker == 0 and (done % save_every == 0 or done in (len(plan), stop_after)):
             state = {"step": done, "losses": losses, "weights": [p.detach() for p in learned],
                      "optimizers": [optim.state_dict() for optim in optims]}
-            with atomic_write(saved) as file:
-                torch.save(state, file)
-            with atomic_write(log) as file:
+            with atomic_write(log) as file:  # first, for it is written anew from any state
                 file.writelines(b'{"step": %d, "loss": %.5f}\n' % pair for pair in enumerate(losses, 1))
+            pretrain.write_state(saved, state)
         if done == stop_after:
             break
     return net, adapters
@@ -226,7 +225,7 @@ def main():
     except KeyboardInterrupt:
         parser.exit(130, "stopped; the same command goes on\n")
     except torch.multiprocessing.ProcessRaisedException as error:
-        raise ValueError(str(error).strip().splitlines()[-1]) from None
+        raise ValueError(pretrain.reason(error)) from None
     except (torch.multiprocessing.ProcessExitedException, BrokenProcessPool):
         raise ValueError("a process ended before its time (out of memory?)") from None
 
@@ -281,7 +280,7 @@ def run(args):
     text = table(json.loads(before.read_text()), after)
     console.print(Markdown(text) if console.is_terminal else text, highlight=False)
     (part / "model" / "evaluation.md").write_text(text + "\n")
-    os.replace(part / "log.jsonl", part / "model" / "log.jsonl")
+    shutil.copyfile(part / "log.jsonl", part / "model" / "log.jsonl")
     os.replace(part / "model", args.out)
     shutil.rmtree(part)
 

@@ -4,10 +4,10 @@
 """
 
 import torch
-from safetensors.torch import save_file
 from torch.nn.utils import parametrize
 
 from bench.random_checkpoint import write_json
+from train.export import write_tensors
 
 RANK, ALPHA = 8, 16
 ATTENTION, EXPERTS = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_up_proj", "down_proj")
@@ -51,9 +51,9 @@ def adapt(net):
 
 def write(adapters, base, directory):
     """An adapter in PEFT's form. base: the name of the model that it belongs to."""
+    stored = {f"{name}.lora_{x}.weight": getattr(low, x).detach() for name, low in adapters.items() for x in "AB"}
+    write_tensors(stored, directory / "adapter_model.safetensors")
     write_json(directory / "adapter_config.json", {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base), "r": RANK,
         "lora_alpha": ALPHA, "lora_dropout": 0.0, "bias": "none", "target_modules": list(ATTENTION),
         "target_parameters": [f"mlp.experts.{name}" for name in EXPERTS], "inference_mode": True})
-    stored = {f"{name}.lora_{x}.weight": getattr(low, x).detach() for name, low in adapters.items() for x in "AB"}
-    save_file(stored, directory / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -33,7 +33,8 @@ import numpy as np
 import torch
 
 import program
-from bench.random_checkpoint import MXFP4_EXPERTS, bytes_of, progress_bar, write_index, write_json, write_safetensors
+from bench.random_checkpoint import MXFP4_EXPERTS, atomic_write, bytes_of, progress_bar
+from bench.random_checkpoint import write_index, write_json, write_safetensors
 from checkpoint import FLOATS, MXFP4, Checkpoint, CheckpointError, dequantize, expect, read_config, read_json
 from checkpoint import bf16_to_float32, read_tensors
 from train.export import quantize_mxfp4
@@ -101,7 +102,8 @@ def pack(source, target, *, progress=False):
     if len(shards) > 1:
         write_index(target, shards)
     for path in texts(source):
-        shutil.copyfile(path, target / path.name)
+        with atomic_write(target / path.name) as out:
+            out.write(path.read_bytes())
     write_json(target / "config.json", read_json(source / "config.json") | {"quantization_config": MXFP4_EXPERTS})
     (target / UNFINISHED).unlink()
     found = {name: Error(*error) for file in shards for name, error in state["files"][file]["errors"].items()}

@@ -12,9 +12,12 @@ if __name__ == "__main__":
 
     program.begin()
 
+import hashlib
+import io
 import json
 import math
 import random
+import signal
 import sys
 import time
 from pathlib import Path
@@ -24,6 +27,7 @@ import torch
 import torch.nn.functional as F
 
 import program
+from bench.random_checkpoint import atomic_write
 from checkpoint import expect, expect_number
 from tokenizer import load as load_tokenizer
 from train import export, tasks, vocabulary
@@ -219,7 +223,8 @@ def picture(log, path):
               title="held-out problems, mean over tasks")
     right.legend()
     fig.tight_layout()
-    fig.savefig(path, dpi=90)
+    with atomic_write(path) as file:
+        fig.savefig(file, format="png", dpi=90)
 
 
 # --- the loop -------------------------------------------------------------------------------------------------------
@@ -238,15 +243,19 @@ def train(out, tokens=TOKENS, rows=12, length=640, seed=0, save_every=150, eval_
     optims = optimizers(model)
     steps, first = tokens // (rows * length), 0
     log, saved = out / "log.jsonl", out / "checkpoint.pt"
+    run = {"tokens": tokens, "rows": rows, "length": length, "seed": seed, "workers": workers, "shape": shape or {},
+           "tokenizer.json": hashlib.sha256((out / "tokenizer.json").read_bytes()).hexdigest()}
     if saved.exists():
-        state = torch.load(saved)
+        state = read_state(saved)
+        for name, value in state.get("run", {}).items():
+            expect(run[name] == value, ValueError, saved, f"the state of a run with {name} {run[name]}", value)
         model.load_state_dict(state["model"])
         for optim, s in zip(optims, state["optimizers"], strict=True):
             optim.load_state_dict(s)
         first = state["step"]
-        if worker == 0 and log.exists():
-            lines = log.read_text().splitlines()
-            log.write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] <= first))
+    if worker == 0 and log.exists():
+        with atomic_write(log) as file:
+            file.writelines(line + b"\n" for line in log.read_bytes().splitlines() if 0 < step_of(line) <= first)
     test = held_out_rows(tokenizer, length, 3) if eval_every and worker == 0 else []
     began, losses = time.perf_counter(), []
     for step in range(first, steps):
@@ -281,9 +290,8 @@ def train(out, tokens=TOKENS, rows=12, length=640, seed=0, save_every=150, eval_
             write_log(log, entry | {"held_out": evaluate(model, test)})
             picture(log, out / "loss.png")
         if done % save_every == 0 or done in (steps, stop_after):
-            state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optims], "step": done}
-            torch.save(state, out / "checkpoint.tmp")
-            (out / "checkpoint.tmp").replace(saved)         # a kill in the middle of writing leaves the old one whole
+            write_state(saved, {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optims],
+                                "step": done, "run": run})
         if done == stop_after:
             break
     return model
@@ -297,13 +305,44 @@ def everywhere(x, workers):
 
 
 def work(worker, workers, out, options):
-    """One worker's process: one core each, because two threads of one process are hardly faster than one."""
+    """One worker's process: one core each, because two threads of one process are hardly faster than one. Ctrl-C ends
+    it without a word: what is saved by then is enough."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{(out / 'meeting').absolute()}", rank=worker,
                                          world_size=workers)
     train(out, worker=worker, workers=workers, **options)
     torch.distributed.barrier()                         # the first may still be writing, and the group needs all
     torch.distributed.destroy_process_group()           # or its threads may outlive the process, which then aborts
+
+
+def write_state(path, state):
+    """The state of a training, in a file that gets its name when all is written, or never."""
+    stored = io.BytesIO()
+    torch.save(state, stored)
+    with atomic_write(path) as file:
+        file.write(stored.getbuffer())
+
+
+def read_state(path):
+    try:
+        return torch.load(path, weights_only=True)
+    except Exception as error:  # PyTorch has many for a file that is damaged
+        raise ValueError(f"{path}: expected the state of a training, found a damaged file; to begin anew, remove it "
+                         f"({type(error).__name__})") from None
+
+
+def step_of(line):
+    """The step of a line in the log, or 0 if that is not a whole line: a full disk or a kill may have cut it."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return 0
+
+
+def reason(error):
+    """The last line of what a process raised: its sentence, without the name of the class."""
+    return str(error).strip().splitlines()[-1].partition(": ")[2]
 
 
 def write_log(log, entry):
@@ -332,7 +371,19 @@ def main():
         vocabulary.write(args.out)
     (args.out / "meeting").unlink(missing_ok=True)
     options = {"tokens": args.tokens, "seed": args.seed}
-    torch.multiprocessing.spawn(work, (args.workers, args.out, options), nprocs=args.workers)
+    spawned = torch.multiprocessing.spawn(work, (args.workers, args.out, options), nprocs=args.workers, join=False)
+    try:
+        while not spawned.join():
+            pass
+    except KeyboardInterrupt:
+        parser.exit(130, "stopped; the same command goes on\n")
+    except torch.multiprocessing.ProcessRaisedException as error:
+        raise ValueError(reason(error)) from None
+    except torch.multiprocessing.ProcessExitedException:
+        raise ValueError("a process ended before its time (out of memory?)") from None
+    finally:
+        for process in spawned.processes:  # after Ctrl-C; else they have ended
+            process.kill()
 
 
 def export_run(out, target):
@@ -340,9 +391,10 @@ def export_run(out, target):
     for name in ("tokenizer.json", "checkpoint.pt"):
         expect((out / name).is_file(), ValueError, out / name, "a file that training wrote", "none")
     target.mkdir(parents=True, exist_ok=True)
-    (target / "tokenizer.json").write_bytes((out / "tokenizer.json").read_bytes())
+    with atomic_write(target / "tokenizer.json") as file:
+        file.write((out / "tokenizer.json").read_bytes())
     model = new_model(load_tokenizer(target).vocab_size, seed=0)
-    model.load_state_dict(torch.load(out / "checkpoint.pt")["model"])
+    model.load_state_dict(read_state(out / "checkpoint.pt")["model"])
     export.write(model, target)
 
 

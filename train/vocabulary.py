@@ -23,6 +23,7 @@ from pathlib import Path
 import regex
 
 import program
+from bench.random_checkpoint import atomic_write
 from train import tasks, words
 
 SIZE = 983                          # tokens, without the special ones
@@ -115,7 +116,8 @@ def tokenizer_json(tokens):
 def write(directory):
     Path(directory).mkdir(parents=True, exist_ok=True)
     text = json.dumps(tokenizer_json(grow(pieces())), ensure_ascii=False, indent=0)
-    (Path(directory) / "tokenizer.json").write_text(text, encoding="utf-8")
+    with atomic_write(Path(directory) / "tokenizer.json") as out:
+        out.write(text.encode())
 
 
 @program.ends("python -m train.vocabulary")
