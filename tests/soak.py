@@ -125,10 +125,10 @@ def converse(minutes):
     print(done)
     yield record.verdict()
     worst = 0.0
-    for cache, held in [(engine.cache, engine.held), *engine.others]:
+    for cache in (engine.cache, *engine.others):
         if cache.length:
             fresh = model.new_cache()
-            model(held[: cache.length], fresh, logits_to_keep=1)
+            model(cache.ids[: cache.length], fresh, logits_to_keep=1)
             for pair in zip(cache.layers, fresh.layers, strict=True):
                 kept, right = (bf16_to_float32(layer[:, :, : cache.length]) for layer in pair)
                 worst = max(worst, float(np.abs(kept - right).max() / np.abs(right).max()))

@@ -173,7 +173,7 @@ def test_a_bad_line_in_a_pipe_does_not_end_the_conversation():
 
 @pytest.mark.parametrize("arguments, message", [
     (["--model", "nowhere"], "nowhere: expected a checkpoint directory, found no such directory"),
-    (["--model", "docs"], "docs/config.json: no such file"),
+    (["--model", "docs"], "docs/config.json: expected a file, found no such file"),
     (["--effort", "huge"], "argument --effort: invalid choice: 'huge'"),
     (["--temperature", "-1"], "argument --temperature: expected a number of at least 0, found '-1'"),
     (["--temperature", "nan"], "argument --temperature: expected a number of at least 0, found 'nan'"),
