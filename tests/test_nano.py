@@ -149,7 +149,7 @@ def test_command(names):
 
 @pytest.mark.parametrize(("args", "said"), [
     (["--model", "nowhere"], "nowhere: expected a checkpoint directory, found no such directory"),
-    (["--model", "docs"], "docs/config.json: no such file"),
+    (["--model", "docs"], "docs/config.json: expected a file, found no such file"),
     (["--each", "0"], "--each: expected an integer of at least 1, found 0"),
     (["swim"], "TASK: expected one of sum, difference, "),
 ])
