@@ -27,7 +27,7 @@ import regex
 import tiktoken
 from tiktoken_ext import openai_public
 
-from checkpoint import expect, read_json
+from files import expect, read_json, what_is
 
 # The special tokens to which Harmony gives a meaning. All other ids from 200000 up are reserved. Three sources disagree
 # above 200008: tiktoken gives 200018 a second name, <|endofprompt|>; openai-harmony defines 201088, for which the model
@@ -46,6 +46,7 @@ GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?
 ITEM = r"\\p\{[A-Z][a-z]?\}|\\[rnsS]|\\[^\w<>]|[^\\^$.|?*+(){}\[\]&~]"
 REPEATED = rf"(?:{ITEM}|\[\^?(?:{ITEM})+\])(?:[?*+]|\{{\d(?:,\d?)?\}})?"
 ENDINGS = r"\(\?i:(?:\|?'(?:[stmd]|re|ve|ll))+\)\??"
+SECONDS = 10  # that a pattern may take, and ten more for each million characters
 PATTERN = re.compile(rf"(?:{REPEATED}|\||\(\?:(?:\|?{REPEATED})+\)\??|{ENDINGS}|\(\?!\\S\))+")
 
 
@@ -66,7 +67,7 @@ class Tokenizer:
             self._bpe = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special_tokens)
             self._cut = regex.compile(f"({pattern})")
         except (ValueError, regex.error) as error:
-            raise TokenizerError(f"{name}: expected a pattern that compiles, found {pattern!r}") from error
+            raise TokenizerError(f"{name}: expected a pattern that compiles, found {pattern[:200]!r}") from error
 
     def encode(self, text: str, allowed_special: Iterable[str] = ()) -> list[int]:
         """Token ids of `text`. Special tokens in it are plain text unless named in `allowed_special` (or it is "all").
@@ -76,7 +77,8 @@ class Tokenizer:
         lone = re.search("[\ud800-\udfff]", text)
         expect(lone is None, TokenizerError, "encode", "text that has a UTF-8 form",
                lone and f"the lone surrogate U+{ord(lone[0]):04X} at character {lone.start()}")
-        named = list(self.special_tokens if allowed_special == "all" else allowed_special)
+        named = allowed_special if isinstance(allowed_special, Iterable) else [allowed_special]
+        named = list(self.special_tokens if allowed_special == "all" else named)
         unknown = [name for name in named if not isinstance(name, str) or name not in self.special_tokens]
         expect(not unknown, TokenizerError, "encode", "names of special tokens", ", ".join(map(repr, unknown)))
         longest_first = sorted(self.words.union(named), key=len, reverse=True)
@@ -90,7 +92,7 @@ class Tokenizer:
         """tiktoken's own way to cut is three times as fast, but loses what the pattern does not match, and panics at a
         long run of white space. Here what is not matched is a piece, too, as in the tokenizers library."""
         try:
-            pieces = self._cut.split(text, timeout=10 + len(text) / 100_000)  # seconds of the processor's time
+            pieces = self._cut.split(text, timeout=SECONDS + len(text) / 100_000)  # of the processor's time
         except TimeoutError:
             raise TokenizerError(f"{self._bpe.name}: expected a pattern that cuts a text of {len(text):,} characters "
                                  "within seconds, found one that tries too much") from None
@@ -116,8 +118,8 @@ def load(path: str | os.PathLike | None = None) -> Tokenizer:
 
     Without `path`: o200k_harmony. Raises TokenizerError."""
     if path is not None:
-        expect(Path(path).is_dir(), TokenizerError, path, "a checkpoint directory",
-               "a file" if Path(path).exists() else "nothing")
+        found = what_is(path) if isinstance(path, str | os.PathLike) else repr(path)
+        expect(found == "a directory", TokenizerError, path, "a checkpoint directory", found)
         if os.path.lexists(Path(path) / "tokenizer.json"):
             return _from_json(Path(path) / "tokenizer.json")
     try:

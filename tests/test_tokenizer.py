@@ -187,7 +187,7 @@ def test_what_is_not_text_is_refused(text):
         O200K.encode(text)
 
 
-@pytest.mark.parametrize("allowed", [["<|nothing|>"], "<|start|>", [5]])
+@pytest.mark.parametrize("allowed", [["<|nothing|>"], "<|start|>", [5], 5, None, [["<|start|>"]]])
 def test_unknown_special_tokens_are_refused(allowed):
     with pytest.raises(TokenizerError, match="^encode: expected names of special tokens, found "):
         O200K.encode("x", allowed)
@@ -198,6 +198,12 @@ def test_ids_that_do_not_exist_are_refused(id):
     with pytest.raises(TokenizerError) as error:
         O200K.decode([64, id])
     assert str(error.value) == f"decode: expected token ids from 0 to 201087, found {id!r}"
+
+
+@pytest.mark.parametrize("ids", [5, None, 1.5])
+def test_what_are_no_ids_is_refused(ids):
+    with pytest.raises(TokenizerError, match=f"^decode: expected token ids, found {ids}$"):
+        O200K.decode(ids)
 
 
 def test_broken_utf8_becomes_the_replacement_character():
@@ -260,6 +266,70 @@ def test_bytelevel_with_its_own_pattern(small_data, tmp_path):
         assert ours.encode(text) == reference.encode(text, add_special_tokens=False).ids
 
 
+def with_pattern(data, pattern):
+    pre_tokenizer = json.loads(json.dumps(data["pre_tokenizer"]))
+    pre_tokenizer["pretokenizers"][0]["pattern"]["Regex"] = pattern
+    return {**data, "pre_tokenizer": pre_tokenizer}
+
+
+@pytest.mark.parametrize("pattern", [
+    "x", "[a-z]+", r"\p{L}+", "a*", "a?|b", r"\s+(?!\S)", "|", r"lowest\ answer|\p{N}{1,3}", r"(?:a|b)?"])
+def test_what_a_pattern_does_not_match_is_not_lost(pattern, small_data, tmp_path):
+    """It is a piece of its own, as in the tokenizers library. (tiktoken loses it, or panics.)"""
+    write(tmp_path, with_pattern(small_data, pattern))
+    ours, reference = load_tokenizer(tmp_path), HuggingFaceTokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for text in ["xylophone x", "the lowest answer is 12345", "aab  ba\n \n", *SAMPLES]:
+        text = text.replace("<|start|>", "").replace("<|message|>", "")
+        assert ours.encode(text) == reference.encode(text, add_special_tokens=False).ids
+        assert ours.decode(ours.encode(text)) == text
+
+
+def test_a_pattern_that_tries_too_much_ends_in_one_sentence(small_data, tmp_path, monkeypatch):
+    monkeypatch.setattr("tokenizer.SECONDS", 0.2)
+    write(tmp_path, with_pattern(small_data, r"\s*" * 12 + "[xy]"))
+    with pytest.raises(TokenizerError, match="tokenizer.json: expected a pattern that cuts a text of 2,000 characters"):
+        load_tokenizer(tmp_path).encode(" " * 2000)
+
+
+@pytest.mark.parametrize("pattern", ["", "(a+)+b", "a++", "^a", "a$", r"\bx", "(?=a)", "(?<!a)b", ".", r"\h", "[a&&b]",
+                                     "(a)", "a{1,3}+", r"\p{L", "(?i:strasse)"])
+def test_patterns_that_mean_different_things_to_different_libraries_are_refused(pattern, small_data, tmp_path):
+    write(tmp_path, with_pattern(small_data, pattern))
+    with pytest.raises(TokenizerError, match="pre_tokenizer: expected ByteLevel without a prefix space, alone or aft"):
+        load_tokenizer(tmp_path)
+
+
+def words(data, ignore_merges):
+    """`data` with two words that no merge makes, the same ids for the others."""
+    added = [{**token, "id": token["id"]} for token in data["added_tokens"]]
+    vocab = data["model"]["vocab"]
+    vocab = vocab | {"Hello": len(vocab), "Ġworld": len(vocab) + 1}
+    return {**data, "added_tokens": added, "model": {**data["model"], "vocab": vocab, "ignore_merges": ignore_merges}}
+
+
+def test_words_that_no_merge_makes_need_ignore_merges(small_data, tmp_path):
+    write(tmp_path, words(small_data, True))
+    ours, reference = load_tokenizer(tmp_path), HuggingFaceTokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert len(ours.encode("Hello world")) == 2
+    for text in ["Hello world", "Helloworld", "xHello", "Hello's worlds", " Hello  world", *SAMPLES]:
+        text = text.replace("<|start|>", "").replace("<|message|>", "")
+        assert ours.encode(text) == reference.encode(text, add_special_tokens=False).ids
+    for ignore_merges in False, None:
+        write(tmp_path, words(small_data, ignore_merges))
+        with pytest.raises(TokenizerError, match="expected a merge for every token of several bytes, found none for"):
+            load_tokenizer(tmp_path)
+
+
+def test_a_pair_that_tiktoken_would_join_and_the_file_does_not_is_refused(small_data, tmp_path):
+    """For the token "xy" tiktoken joins x and y, wherever they meet; without that merge the file does it only where
+    they are a piece."""
+    data = words(small_data, True)
+    data["model"]["vocab"]["xy"] = len(data["model"]["vocab"])
+    write(tmp_path, data)
+    with pytest.raises(TokenizerError, match="expected a merge for every token of several bytes, found none for 'xy'"):
+        load_tokenizer(tmp_path)
+
+
 # ---- Directories and files that are refused, each with one sentence that names the file -----------------------------
 
 def test_a_directory_without_tokenizer_json_means_o200k(tmp_path):
@@ -268,8 +338,10 @@ def test_a_directory_without_tokenizer_json_means_o200k(tmp_path):
 
 
 def test_no_directory(tmp_path):
-    with pytest.raises(TokenizerError, match="nowhere: expected a checkpoint directory, found nothing"):
+    with pytest.raises(TokenizerError, match="nowhere: expected a checkpoint directory, found no such file"):
         load_tokenizer(tmp_path / "nowhere")
+    with pytest.raises(TokenizerError, match="^5: expected a checkpoint directory, found 5$"):
+        load_tokenizer(5)
     (tmp_path / "file").write_text("x")
     with pytest.raises(TokenizerError, match="file: expected a checkpoint directory, found a file"):
         load_tokenizer(tmp_path / "file")
@@ -290,6 +362,15 @@ def test_what_a_fine_tuning_added_to_the_vocabulary_stays(tmp_path):
     assert tokenizer.encode(text, allowed_special={"<|route|>"}) == theirs.encode(text).ids
     assert 200_020 in tokenizer.encode(text) and 200_019 not in tokenizer.encode(text)
     assert tokenizer.decode(theirs.encode(text).ids) == text
+
+
+def test_a_name_that_was_added_twice_leaves_no_id_without_a_token(tmp_path):
+    """The file gives a reserved token's name to another id. Then its own id would be nobody's."""
+    data = o200k_json()
+    data["added_tokens"].append({"id": 200_019, "content": "<|reserved_200500|>", "special": True})
+    write(tmp_path, data)
+    with pytest.raises(TokenizerError, match="expected the ids 0 to 201086, each once, found no 200500"):
+        load_tokenizer(tmp_path)
 
 
 def test_without_network_and_cache_the_error_is_a_recipe(tmp_path, monkeypatch):
