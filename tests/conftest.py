@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import importlib.util
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -36,6 +37,12 @@ os.environ["TIKTOKEN_CACHE_DIR"] = os.environ["TIKTOKEN_RS_CACHE_DIR"] = _vocabu
 os.environ["HF_HUB_OFFLINE"] = "1"
 for folder in (ROOT / "tests", ROOT):
     sys.path.insert(0, str(folder))
+
+# Whoever starts the tests may ignore signals: `nohup` does, and a shell does for what it starts in the background. The
+# programs that are tested are to have them as a person's shell would give them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Every run tries the same examples, so that a failure is the next run's failure too. HYPOTHESIS_PROFILE=long tries
 # other ones, chosen by --hypothesis-seed, and more of them where a test says so.

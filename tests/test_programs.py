@@ -142,17 +142,10 @@ CALCULATOR = ('def calculator(expression: str) -> str:\n    """Computes an expre
               '    return str(eval(expression))\n')
 
 
-def heeding():
-    """What the tests themselves were started with, by `nohup` or in the background of a shell, may ignore signals."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-
-
 def start(*command, **environment):
     """A program that `program.begin` has prepared: a signal is caught."""
     child = subprocess.Popen([sys.executable, *command], cwd=ROOT, text=True, env=os.environ | SMALL | environment,
-                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                             preexec_fn=heeding)
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     wanted = sum(1 << number - 1 for number in (signal.SIGTERM, signal.SIGHUP))
     while child.poll() is None:
         with open(f"/proc/{child.pid}/status") as status:
