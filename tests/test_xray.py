@@ -329,7 +329,7 @@ def test_the_two_pages_from_the_command_line(tmp_path, capsys):
     (["Hi", "--json", ""], "expected a name for a file, found a directory or a device"),
     (["--page", ""], "expected a name for a file, found a directory or a device"),
     (["--page", "/dev/null"], "/dev/null: expected a name for a file"),
-    (["x " * 9000], "tokens: expected at most 4096, the context"),
+    (["x " * 9000], "the prompt: expected fewer than 4096 tokens, the context"),
 ])
 def test_bad_input_gets_one_sentence_and_status_2(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
