@@ -1,10 +1,14 @@
 """What others say stays text. A user, a file, a page, the result of a tool and the description of a function become no
 markup, no second call, no citation and no command to the terminal."""
 
+import ast
 import asyncio
 import json
+import subprocess
+import sys
 
 import pytest
+from conftest import ROOT
 from scripted import Scripted, ask
 from service import Answering
 from test_browser import Shelf
@@ -81,3 +85,33 @@ def test_what_a_client_is_sent_has_no_control_characters(tokenizer):
                  {"input": "?", "metadata": {EVIL: EVIL}, "stream": True}, {"input": "?", "tool_choice": EVIL}):
         *_, text = asyncio.run(asked(app, "/v1/responses", json.dumps(body).encode()))
         assert text and text.replace("\n", "").isprintable()
+
+
+# ---- What runs ------------------------------------------------------------------------------------------------------
+
+def test_a_text_is_run_as_a_program_in_one_file_alone():
+    """tools/child.py is another process. (exercises/mistakes.py runs this project's own functions, changed.)"""
+    found = set()
+    for path in ROOT.rglob("*.py"):
+        name = path.relative_to(ROOT).as_posix()
+        if not name.startswith((".", "tests/", "exercises/mistakes.py")):
+            calls = [node.func for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+                     if isinstance(node, ast.Call)]
+            found |= {name for call in calls if isinstance(call, ast.Name) and call.id in ("eval", "exec")}
+    assert found == {"tools/child.py"}
+
+
+IMPORTS = """
+import importlib, sys
+asked = []
+sys.addaudithook(lambda event, args: asked.append(event) if event.startswith(("socket.", "urllib.")) else None)
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+print(sorted({*asked} - {"socket.gethostname", "socket.__new__"}))"""
+
+
+def test_importing_asks_no_network():
+    tools = [f"tools.{path.stem}" for path in (ROOT / "tools").glob("[a-z]*.py")]
+    names = [path.stem for path in ROOT.glob("*.py")] + tools
+    done = subprocess.run([sys.executable, "-c", IMPORTS, *names], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
