@@ -266,9 +266,9 @@ def test_a_client_leaves_at_each_event(nano, tokenizer, loop, caplog, monkeypatc
 
 def equals_a_fresh_one(engine):
     fresh, n = engine.model.new_cache(), engine.cache.length
-    assert n <= len(engine.held)
+    assert n <= len(engine.cache.ids)
     if n:
-        engine.model(engine.held[:n], fresh, logits_to_keep=1)
+        engine.model(engine.cache.ids[:n], fresh, logits_to_keep=1)
     for ours, theirs in zip(engine.cache.layers, fresh.layers, strict=True):
         np.testing.assert_allclose(ours[:, :, :n], theirs[:, :, :n], rtol=1e-4, atol=1e-4)
 
