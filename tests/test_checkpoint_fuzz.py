@@ -264,7 +264,7 @@ def test_damaged_files(name, checkpoints):
     end = 8 + int.from_bytes(content[:8], "little") if path.suffix == ".safetensors" else len(content)
     text = content[8:end] if path.suffix == ".safetensors" else content
 
-    @cases(60)
+    @cases(120)
     @given(st.data())
     def run(data):
         if data.draw(st.booleans()):
