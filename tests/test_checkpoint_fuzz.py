@@ -1,7 +1,7 @@
 """Files of a checkpoint or an adapter, damaged in thousands of ways: read as they are meant, or refused in a sentence.
 
 Never does a case take ten seconds, or much more memory than the file has bytes. HYPOTHESIS_PROFILE=long tries 20,000 of
-each kind. tests/fuzz_files.py searches on, with a fuzzing engine that sees which lines a case reaches.
+each kind.
 """
 
 import json
