@@ -109,7 +109,7 @@ def read_adapter_config(directory):
     expect(found == "a directory", CheckpointError, directory, "the directory of an adapter", found)
     model = os.path.lexists(directory / "config.json") and not os.path.lexists(path)
     expect(not model, CheckpointError, directory, "an adapter (adapter_config.json)", "a checkpoint (config.json)")
-    raw = read_json(path)
+    raw = read_json(path, most=1_000_000)
 
     def need(ok, key, expected):
         expect(ok, CheckpointError, f"{path}: {key}", expected, "" if ok else repr(raw.get(key)))

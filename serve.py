@@ -40,7 +40,7 @@ from starlette.routing import Route
 
 import models
 import program
-from checkpoint import expect
+from checkpoint import CheckpointError, expect
 from conversation import LocalEngine
 from remote import EngineError
 from serving import chat, completions, responses
@@ -316,6 +316,8 @@ def failure(error):
     """(message, status, code) of an exception."""
     if isinstance(error, Gone):
         return "the client has left", 499, None  # nobody hears it
+    if isinstance(error, CheckpointError):  # the weights were changed while they were in use
+        return str(error), 500, "server_error"
     if isinstance(error, ValueError):
         return str(error)[:500], getattr(error, "status", 400), getattr(error, "code", None)
     if isinstance(error, EngineError):

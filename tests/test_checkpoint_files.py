@@ -19,6 +19,7 @@ from test_checkpoint_fuzz import CONFIG, INDEX, WEIGHTS, checkpoints, lora  # no
 import adapter
 import gptoss
 import models
+import serve
 import tokenizer
 from bench.random_checkpoint import write_random
 from conversation import LocalEngine
@@ -275,6 +276,10 @@ def test_weights_that_were_written_to_are_noticed_before_a_turn(number, engine, 
     path.write_bytes(data)
     engine.model.files[path] = os.stat(path)
     assert turn(engine) == first
+
+
+def test_that_weights_were_written_to_is_no_fault_of_a_client():
+    assert serve.failure(CheckpointError("x: expected")) == ("x: expected", 500, "server_error")
 
 
 def test_what_takes_the_place_of_weights_does_no_harm(engine, tmp_path):
