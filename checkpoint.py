@@ -29,6 +29,7 @@ from files import expect_number as expect_number
 
 LARGEST = 1e15  # of a number that is calculated with: near float32's end, 3e38, the order of a sum decides what it is
 
+
 def bf16_to_float32(bits):
     """bf16 bit patterns (uint16) -> float32, exactly: bf16 is the upper half of a float32. float16 is converted too."""
     shift = bits.dtype == np.uint16

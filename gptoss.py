@@ -228,7 +228,7 @@ class Model:
         x = self.operations.rms_norm(x, self.norm, self.config.rms_norm_eps)  # [logits to keep, N]
         return self.operations.linear(x, self.unembedding)
 
-    @np.errstate(all="ignore")
+    @np.errstate(all="ignore")  # what overflows is refused below, in a sentence; NumPy would print its warnings first
     def hidden(self, ids, cache):
         """ids [T] through all layers -> the residual stream [T, N] before the last norm."""
         x = bf16_to_float32(self.embedding[ids])  # [T, N]
@@ -271,9 +271,9 @@ class Model:
 def load(path, *, backend="numba", dense_dtype="bfloat16", adapter=None, model=Model):
     """The model in directory `path`, in either layout, mapped: a weight is read when it is used. Or CheckpointError.
 
-    backend: "numpy", what stands above; "numba", kernels.py; or an object with some of the OPERATIONS. dense_dtype:
-    "int8" quantizes the attention and unembedding weights now: half the bytes to read for each token, but a copy in
-    memory. adapter: the directory of a LoRA adapter (adapter.py). model: a subclass to build."""
+    backend: "numpy", the operations above; "numba", their fast twins in kernels.py; or an object with some of them.
+    dense_dtype: "int8" quantizes the attention and unembedding weights now: half the bytes to read for each token, but
+    a copy in memory. adapter: the directory of a LoRA adapter (adapter.py). model: a subclass to build."""
     expect(str(dense_dtype) in ("bfloat16", "int8"), ValueError, "dense_dtype", '"bfloat16" or "int8"', dense_dtype)
     operations, (config, layout) = operations_of(backend), read_config(str(path))  # (a number would be an open file)
     top, layers, files = read_tensors(str(path), config, layout)  # {field: array}, and such a dict for each layer

@@ -195,7 +195,7 @@ def sentence(error):
 
 
 def one_line(text):
-    """text without line breaks, with escapes for what would move a terminal's cursor, and not too long."""
-    text = " ".join(text.split())
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
+    """text without line breaks, and as files.readable shows it."""
+    from files import readable  # here, because `begin` comes before all that takes time to import
+
+    return readable(" ".join(text.split()), LONGEST)
