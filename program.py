@@ -76,7 +76,8 @@ def begin():
         stream = getattr(sys, name)
         buffer = stream.buffer if stream else open(number, "wb", closefd=False)
         setattr(sys, name, Output(buffer, stream and stream.encoding, "replace",
-                                  line_buffering=number == 2 or os.isatty(number)))
+                                  line_buffering=number == 2 or os.isatty(number),
+                                  write_through=bool(stream and stream.write_through)))  # python -u
     for name in "COLUMNS", "LINES":  # else the terminal is asked
         value = os.environ.get(name, "")
         if not (value.isascii() and value.isdecimal() and len(value) < 9 and LEAST <= int(value) <= MOST):
@@ -132,8 +133,8 @@ def unfinished(kind, error, trace):
     """What ends a program while it is imported: packages that are not there, or that the memory is too small for."""
     if not isinstance(error, (ImportError, OSError, MemoryError)):
         return sys.__excepthook__(kind, error, trace)
-    while error.__cause__ or error.__context__:  # a package says what to do about it, on many lines
-        error = error.__cause__ or error.__context__
+    while cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
+        error = cause  # what a package says instead of it, about what to do, has many lines
     complain(NAME, error)
     os._exit(2)
 
@@ -147,10 +148,16 @@ def ends(name, unread=0):
             try:
                 try:
                     heed(in_order)
-                    return main(*arguments)
+                    try:
+                        status = main(*arguments)
+                    except SystemExit as ended:
+                        if ended.code:
+                            raise
+                        status = None  # --help ends like this
+                    sys.stdout.flush()
+                    return status
                 finally:
                     heed(at_once)
-                    sys.stdout.flush()
             except KeyboardInterrupt:
                 sys.exit(128 + signal.SIGINT)
             except Unwritable as error:
@@ -160,6 +167,11 @@ def ends(name, unread=0):
                 complain(name, f"standard output: {error.strerror}")
             except (ValueError, OSError, ImportError, MemoryError) as error:
                 complain(name, error)
+            finally:
+                try:
+                    sys.stdout.flush()
+                except Unwritable:  # what has ended the program is its status, not this
+                    pass
             sys.exit(2)
 
         return run

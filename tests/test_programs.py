@@ -175,6 +175,15 @@ def test_ctrl_c_at_any_moment(command, times, seconds, tmp_path):
         assert child.returncode == 130 or "serve.py" not in command
 
 
+@pytest.mark.parametrize(("end", "status", "said"), [
+    ("raise ValueError('bad input')", 2, "x: bad input\n"), ("sys.exit(143)", 143, ""), ("return", 0, "")])
+def test_a_reader_that_has_left_hides_no_failure(end, status, said):
+    """Text still waits to be written when the program ends."""
+    code = ("import program, sys, time; program.begin()\n@program.ends('x')\ndef main():\n"
+            f"  time.sleep(0.5)\n  print('on')\n  {end}\nsys.exit(main())")
+    assert run("-c", code, shell="| true", PYTHONUNBUFFERED="") == (status, "", said)
+
+
 def test_ctrl_c_is_not_lost_where_llvm_calls_python():
     """An exception in a callback of ctypes is printed, and forgotten."""
     code = ("import program, ctypes, signal, time; program.begin()\n@program.ends('x')\ndef main():\n"
