@@ -65,10 +65,12 @@ def read_file(path, most=JSON_BYTES, error=CheckpointError):
     """The bytes of a file that has at most `most` of them."""
     found = what_is(path)
     expect(found == "a file", error, path, "a file", found)
-    with open(path, "rb") as file:
-        data = file.read(most + 1)  # (its size may be told wrongly: a file of /proc has 0 bytes)
+    data = bytearray()
+    with open(path, "rb") as file:  # in pieces: its size may be told wrongly, and read(most) would take memory for `most`
+        while len(data) <= most and (piece := file.read(2**16)):
+            data += piece
     expect(len(data) <= most, error, path, f"a file of at most {most:,} bytes", "more")
-    return data
+    return bytes(data)
 
 
 def read_json(path, header=None, most=JSON_BYTES, error=CheckpointError):

@@ -13,7 +13,7 @@ NORMED = "x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight"
 PRODUCT = "np.concatenate([x @ to_float32(part(weight, rows)).T for rows in parts], axis=1)"
 MORE = [  # mistakes for which exercises/ has no function to write
     Mistake("no norm", "rms_norm", [(NORMED, "x")], "you leave out the norm"),
-    Mistake("no bias", "linear", [("return y if bias is None else y + bf16_to_float32(bias)", "return y")],
+    Mistake("no bias", "linear", [("y = y if bias is None else y + bf16_to_float32(bias)", "pass")],
             "you leave out the bias"),
     Mistake("bias subtracted", "linear", [("else y + ", "else y - ")], "you subtract the bias; it is added"),
     Mistake("weight transposed", "linear", [(PRODUCT, "x @ to_float32(weight).reshape(x.shape[1], -1)")],

@@ -28,7 +28,7 @@ def copy(tmp_path):
     """The kernels' files in a directory of their own."""
     home = tmp_path / "home"
     home.mkdir()
-    for name in ("checkpoint.py", "compiled.py", "simd.py", "mxfp4.py", "kernels.py"):
+    for name in ("files.py", "checkpoint.py", "compiled.py", "simd.py", "mxfp4.py", "kernels.py"):
         shutil.copy(ROOT / name, home)
     return home
 
@@ -106,7 +106,7 @@ def test_damaged_and_foreign_code_is_compiled_anew(copy, damage):
 def test_all_is_compiled_only_while_all_is_whole(copy, damage):
     """Else a small model would compile in the middle of its answer, at every start."""
     ask = "compiled.all_compiled(*compiled.PUBLISHED)\n"
-    directory = run(copy, f"{PROGRAM}compiled.mark_{ask}assert {ask}")
+    directory = run(copy, f"{PROGRAM}compiled.mark_all_compiled(*compiled.PUBLISHED)\nassert {ask}")
     damage(next(directory.glob("kernels.rms_norm-*")))
     run(copy, f"import compiled\nassert not {ask}{PROGRAM}")
 

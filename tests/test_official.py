@@ -37,10 +37,12 @@ def run(tmp_path, monkeypatch, capsys):
         facts.write_text(json.dumps({"models": [{"name": "nano", "config": dict(config), "prompts": prompts}]}))
         monkeypatch.setattr(official, "FACTS", facts)
         monkeypatch.setattr(sys, "argv", ["official.py", str(directory), "--backend", "numpy"])
-        with pytest.raises(SystemExit) as caught:
-            official.main()
+        try:
+            status = official.main()
+        except SystemExit as ended:
+            status = ended.code
         printed = capsys.readouterr()
-        return caught.value.code, printed.out.splitlines(), printed.err.splitlines()
+        return status, printed.out.splitlines(), printed.err.splitlines()
 
     return run
 

@@ -78,7 +78,7 @@ def test_interrupted(error, shards, whole, tmp_path, monkeypatch):
         write_random(tmp_path / "new", SMALL, shards=shards)
     kept, expected = read_all(tmp_path / "new"), read_all(tmp_path / "all")
     assert kept == {name: expected[name] for name in whole}
-    with pytest.raises(CheckpointError, match="config.json: no such file"):
+    with pytest.raises(CheckpointError, match="config.json: expected a file, found no such file"):
         gptoss.load(tmp_path / "new")
 
 
