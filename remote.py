@@ -23,6 +23,7 @@ from checkpoint import expect
 from gptoss import check_sampling
 
 CONNECT = 10  # seconds until a server takes the connection
+MOST = 10_000_000  # bytes of an answer, or of one event, at most: a server may send without end
 SILENCE = 300  # seconds between two signs of life: it says nothing while it reads a long prompt
 KINDS = {"http": HTTPConnection, "https": HTTPSConnection}
 
@@ -113,7 +114,8 @@ class RemoteEngine:
 
     def _events(self, answer):
         """The JSON objects of an event stream. Whoever reads them leaves at the last one, so the end is an error."""
-        for line in answer:
+        for line in iter(lambda: answer.readline(MOST), b""):
+            self._bounded(line)
             if line.startswith(b"data:") and line[5:].strip() != b"[DONE]":  # other lines are comments, or empty
                 event = self._json(line[5:])
                 expect(not event.get("error"), EngineError, self.address, "a reply", self._message(event))
@@ -190,7 +192,11 @@ class RemoteEngine:
 
     def _ask(self, method, path, body=None):
         with self._answer(method, path, body) as answer:
-            return self._json(answer.read())
+            return self._json(self._bounded(answer.read(MOST)))
+
+    def _bounded(self, data):
+        expect(len(data) < MOST, EngineError, self.address, f"fewer than {MOST:,} bytes at once", "more")
+        return data
 
     def _json(self, data):
         try:

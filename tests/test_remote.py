@@ -213,6 +213,16 @@ def test_a_server_that_is_silent(serve, monkeypatch):
     assert server.gone.wait(10)
 
 
+@pytest.mark.parametrize("answers", [
+    vllm([" " * 1200]), vllm([vllm_event([5]), "data: " + "5" * 1200]),  # lines without an end
+    vllm([]) | {MODELS: (200, "[" + " " * 1200)},
+])
+def test_a_server_that_sends_without_end(answers, serve, monkeypatch):
+    monkeypatch.setattr(remote, "MOST", 1000)
+    with pytest.raises(EngineError, match="expected fewer than 1,000 bytes at once, found more$"):
+        ask(serve(answers))
+
+
 def test_the_key(serve):
     for answers in (llama([]), vllm([])):
         server = serve(answers, KEY)
