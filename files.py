@@ -66,7 +66,7 @@ def read_file(path, most=JSON_BYTES, error=CheckpointError):
     found = what_is(path)
     expect(found == "a file", error, path, "a file", found)
     data = bytearray()
-    with open(path, "rb") as file:  # in pieces: its size may be told wrongly, and read(most) would take memory for `most`
+    with open(path, "rb") as file:  # in pieces: its size may be told wrongly, and read(most) takes memory for `most`
         while len(data) <= most and (piece := file.read(2**16)):
             data += piece
     expect(len(data) <= most, error, path, f"a file of at most {most:,} bytes", "more")
