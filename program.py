@@ -30,7 +30,7 @@ LEAST, MOST = 10, 9999  # columns or lines of a terminal that something can be s
 MEMORY = 512 * 2**20  # bytes of addresses with which the kernels can be compiled; with less, libraries abort
 LONGEST = 1000  # characters of a complaint
 NAME = os.path.basename(sys.argv[0]).replace("__main__.py", os.path.basename(os.path.dirname(sys.argv[0])))
-begun = set()  # the signals that `begin` has found unheeded
+handled = set()  # the signals that nobody before this program has chosen to ignore
 
 
 class Output(io.TextIOWrapper):
@@ -64,8 +64,8 @@ def begin():
     for name in SIGNALS:
         number = getattr(signal, name, None)
         if number and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):  # `nohup` ignores it
-            begun.add(number)
-    heed(at_once)
+            handled.add(number)
+    on_signals(end_at_once)
     sys.excepthook = unfinished
     while (number := os.open(os.devnull, os.O_RDONLY)) < 3:  # it was closed, and the next file would take its place
         os.set_inheritable(number, True)
@@ -97,17 +97,17 @@ def with_memory():
         os._exit(2)
 
 
-def heed(handler):
-    for number in begun:
+def on_signals(handler):
+    for number in handled:
         signal.signal(number, handler)
 
 
-def at_once(number, frame):
+def end_at_once(number, frame):
     """While nothing has begun, and when all has ended: there is nothing to be put in order."""
     os._exit(128 + number)
 
 
-def in_order(number, frame):
+def end_in_order(number, frame):
     """Meanwhile: what has begun is ended by its own `finally`. But LLVM calls functions of Python, in which an
     exception would be lost. The signal comes again when they have returned."""
     warnings.filterwarnings("ignore", "coroutine .* was never awaited")  # by now that is nobody's mistake
@@ -147,7 +147,7 @@ def ends(name, unread=0):
         def run(*arguments):
             try:
                 try:
-                    heed(in_order)
+                    on_signals(end_in_order)
                     try:
                         status = main(*arguments)
                     except SystemExit as ended:
@@ -157,7 +157,7 @@ def ends(name, unread=0):
                     sys.stdout.flush()
                     return status
                 finally:
-                    heed(at_once)
+                    on_signals(end_at_once)
             except KeyboardInterrupt:
                 sys.exit(128 + signal.SIGINT)
             except Unwritable as error:
