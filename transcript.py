@@ -123,7 +123,7 @@ def _assistant(message, text, calls, results, at):
         result = results[id].pop(0) if results.get(id) else "(no result)"
         said += [Message("assistant", _text(arguments, f"{where}.function.arguments"), channel=channel,
                          recipient=recipient, content_type="<|constrain|>json" if channel == "commentary" else None),
-                 Message("tool", _text(result, f"the result of {id}"[:100]), name=recipient, recipient="assistant",
+                 Message("tool", _text(result, f"{where}: its result"), name=recipient, recipient="assistant",
                          channel=channel)]
     return said
 

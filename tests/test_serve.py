@@ -417,6 +417,9 @@ def test_built_in_tools_run_only_where_they_are_allowed(ask):
              if "code_interpreter" in event["type"]]
     assert kinds[0] == ".in_progress" and [*dict.fromkeys(kinds)][1:] == [
         "_code.delta", "_code.done", ".interpreting", ".completed"]
+    deadline = time.monotonic() + 10
+    while len(closed) < 2 and time.monotonic() < deadline:  # it is closed when the last event has been sent
+        time.sleep(0.01)
     assert len(closed) == 2
     ask(ANSWER, "responses", body)  # not allowed: not offered
     assert "python" not in prompt(ask)

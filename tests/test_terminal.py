@@ -112,7 +112,7 @@ def test_ctrl_c_stops_a_tool(person, tmp_path):
     (tmp_path / "fast.py").write_text(CALCULATOR.format(seconds=0))
     one = person("--tools", str(tmp_path / "slow.py"))
     one.types("What is 23 * 41?\r")
-    one.sees(r'"expression": ?"23\*41"')
+    one.sees(r'"expression": ?"23\*41".*calculator is running')  # (what is stopped before it runs leaves no call)
     one.types("\x03")
     one.sees(r"^\(stopped\)\n")
     one.types(f"/save {tmp_path}/talk.json\r/exit\r")

@@ -290,6 +290,15 @@ def test_background_processes_end_with_the_tool(tool):
     assert none_left(tool.folder.name)
 
 
+def test_nothing_is_sent_before_the_process_has_started():
+    """Killed while it starts, this program leaves a process that has nothing to run."""
+    other = process.Process()
+    other.command = [sys.executable, "-c", "import select\nearly = select.select([0], [], [], 0.5)[0]\n"
+                     "print(flush=True)\ninput()\nprint('{\"id\": 1, \"early\": %d}' % len(early), flush=True)\ninput()"]
+    assert other.ask({}, 20)[0] == {"early": 0}
+    other.close()
+
+
 @pytest.mark.parametrize("way", ["", "os.kill(os.getpid(), signal.SIGKILL)"])
 def test_nothing_is_left_when_the_program_ends(way):
     program = f"""

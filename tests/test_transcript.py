@@ -118,6 +118,9 @@ def test_a_call_without_a_result_gets_one():
     (b'[{"role": "tool", "tool_call_id": [], "content": ""}]', "FILE: messages[0].tool_call_id: expected the id of "),
     (b'[{"role": "assistant", "tool_calls": [{"id": "a"}]}]',
      "FILE: messages[0].tool_calls[0].function: expected an object, found None"),
+    (b'[{"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": ""}}]},'
+     b' {"role": "tool", "tool_call_id": "a", "content": {}}]',
+     "FILE: messages[0].tool_calls[0]: its result: expected a text or a list of parts, found {}"),
     (b'[{"role": "assistant", "tool_calls": 5}]', "FILE: messages[0].tool_calls: expected a list, found 5"),
     (b'[{"role": "assistant", "reasoning": {"a": 1}}]', "FILE: messages[0].reasoning: expected a text or a list "),
 ], ids=str)

@@ -7,8 +7,10 @@
 
 Requests and replies are lines of JSON, each with the "id" of its request. They go through the pipes that are standard
 input and output when the process starts. From then on, the standard input is at its end, and standard output and error
-are the pipe of the error: what is shown is shown in order. process.py is at the other end. This file imports nothing of
-the project, so that the code that runs here finds none of it by accident.
+are the pipe of the error: what is shown is shown in order. Before the first reply there is an empty line. It says that
+the process has started, and only then is it sent a request: so if the other end is gone by then, nothing runs.
+process.py is at the other end. This file imports nothing of the project, so that the code that runs here finds none of
+it by accident.
 """
 
 import ast
@@ -37,6 +39,8 @@ def main():
     nothing = os.open(os.devnull, os.O_RDONLY)
     answer = {"python": python, "functions": functions}[kind](*arguments)
     names, modules, own = dict(vars(builtins)), dict(sys.modules), os.getpid()
+    replies.write("\n")
+    replies.flush()
     for line in requests:
         vars(builtins).update(names)  # the code before may have changed these, and closed or redirected the rest
         sys.modules.update(modules)

@@ -40,7 +40,7 @@ class Process:
         self.command = [sys.executable, str(Path(__file__).with_name("child.py")), *arguments]
         if confined:
             self.command = [*without_network(), sys.executable, "-I", *self.command[1:]]
-        self.env, self.cwd, self.number, self.running = env, cwd, 0, None
+        self.env, self.cwd, self.number, self.running, self.there = env, cwd, 0, None, False
 
     def ask(self, request, seconds):
         """The reply, a dict, and as text all that has been shown since the last one."""
@@ -70,7 +70,7 @@ class Process:
         self.running = subprocess.Popen(self.command, env=self.env, cwd=self.cwd, bufsize=0, start_new_session=True,
                                         preexec_fn=die_with_parent(),
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        self._end = weakref.finalize(self, end, self.running)  # also when this program ends
+        self._end, self.there = weakref.finalize(self, end, self.running), False  # also when this program ends
         for pipe in (self.running.stdin, self.running.stdout, self.running.stderr):
             os.set_blocking(pipe.fileno(), False)
 
@@ -79,8 +79,10 @@ class Process:
         unsent = memoryview(json.dumps(request).encode() + b"\n")
         requests, replies, shown = self.running.stdin, self.running.stdout, self.running.stderr
         with selectors.DefaultSelector() as selector:
-            for pipe in (requests, replies, shown):
-                selector.register(pipe, selectors.EVENT_WRITE if pipe is requests else selectors.EVENT_READ)
+            for pipe in (replies, shown):
+                selector.register(pipe, selectors.EVENT_READ)
+            if self.there:
+                selector.register(requests, selectors.EVENT_WRITE)
             while not reply.endswith(b"\n") and len(reply) < LONGEST:
                 ready = selector.select(min(deadline - time.monotonic(), POLL))
                 self.progress()
@@ -97,8 +99,11 @@ class Process:
                     elif data := pipe.read(1 << 16):
                         if pipe is shown:
                             output.add(data)
-                        else:
+                        elif self.there:
                             reply += data
+                        else:  # a first byte: it can be ended by now, and may be told what to run
+                            self.there = True
+                            selector.register(requests, selectors.EVENT_WRITE)
                     elif pipe is shown:
                         selector.unregister(pipe)
                     else:
@@ -124,8 +129,14 @@ def die_with_parent():
         return None
     import ctypes
 
-    prctl = ctypes.CDLL(None).prctl  # looked up now: between fork and exec little is safe
-    return lambda: prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()  # looked up now: between fork and exec little is safe
+
+    def set_up():
+        prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it was quicker
+            os._exit(1)
+
+    return set_up
 
 
 def end(process):
