@@ -293,8 +293,8 @@ def test_background_processes_end_with_the_tool(tool):
 def test_nothing_is_sent_before_the_process_has_started():
     """Killed while it starts, this program leaves a process that has nothing to run."""
     other = process.Process()
-    other.command = [sys.executable, "-c", "import select\nearly = select.select([0], [], [], 0.5)[0]\n"
-                     "print(flush=True)\ninput()\nprint('{\"id\": 1, \"early\": %d}' % len(early), flush=True)\ninput()"]
+    other.command = [sys.executable, "-uc", "from select import select\nearly = select([0], [], [], 0.5)[0]\n"
+                     "print(); input(); print('{\"id\": 1, \"early\": %d}' % len(early)); input()"]
     assert other.ask({}, 20)[0] == {"early": 0}
     other.close()
 
