@@ -41,11 +41,11 @@ def ask(question):
     """Whether a person at the terminal says yes. Where nobody can be asked, the answer is no."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
-    print(f"{question} (y/N) ", end="", file=sys.stderr, flush=True)
     with suppress(ImportError, OSError):  # what was typed before is no answer. (Windows has no termios)
         import termios
 
-        termios.tcflush(sys.stdin, termios.TCIFLUSH)
+        termios.tcflush(sys.stdin, termios.TCIFLUSH)  # and not after the question is seen: that would take the answer
+    print(f"{question} (y/N) ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
