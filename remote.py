@@ -23,7 +23,7 @@ from checkpoint import expect
 from gptoss import check_sampling
 
 CONNECT = 10  # seconds until a server takes the connection
-MOST = 10_000_000  # bytes of an answer, or of one event, at most: a server may send without end
+MOST = 10_000_000  # an answer, or one event, has fewer bytes: a server may send without end
 SILENCE = 300  # seconds between two signs of life: it says nothing while it reads a long prompt
 KINDS = {"http": HTTPConnection, "https": HTTPSConnection}
 

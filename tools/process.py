@@ -101,7 +101,7 @@ class Process:
                             output.add(data)
                         elif self.there:
                             reply += data
-                        else:  # a first byte: it can be ended by now, and may be told what to run
+                        else:  # the empty line of child.py: from now on it can be ended, and may be told what to run
                             self.there = True
                             selector.register(requests, selectors.EVENT_WRITE)
                     elif pipe is shown:
@@ -133,7 +133,7 @@ def die_with_parent():
 
     def set_up():
         prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:  # it was quicker
+        if os.getppid() != parent:  # the parent had ended before that
             os._exit(1)
 
     return set_up
